@@ -30,7 +30,6 @@ create table sequin.source_table (
   schema_name  text not null,
   table_name   text not null,
   key_columns  text[] not null,                   -- the primary key, else the replica identity's; '{}': none
-  is_published boolean not null default true,     -- put into the publication by us, so ours to take out
   created_at   timestamptz not null default now(),
   unique (source_id, relation_oid)
 );
@@ -72,7 +71,7 @@ create table sequin.log (
 ) partition by range (seq);
 create index log_route_seq on sequin.log (route_id, seq);
 create index log_route_lane_seq on sequin.log (route_id, lane, seq);
-create index log_record_pk on sequin.log (record_pk);
+create index log_record_pk on sequin.log (record_pk, route_id);
 
 create table sequin.log_segment (
   id         int primary key,
@@ -111,7 +110,7 @@ create table sequin.consumer (
   reads           text not null check (reads in ('key', 'total', 'feed')),
                                                   -- key: the log's lanes; total: the log in seq order; feed: an index of its own
   lane_count      int not null,
-  lane_quota      int not null,                   -- at most so many unacknowledged messages a lane
+  lane_quota      int not null,                   -- what a lane may have out without a look at the others
   filter          text,
   transform       text,
   actions         text[] not null,
@@ -158,9 +157,11 @@ create table sequin.lane (
   leased_until timestamptz,
   out_count    int not null default 0,            -- of the lease, not yet settled
   picks        int[],                             -- which rows of the range were handed out; null: all
-  settled      int[],                             -- which of the rows are settled; null: none
+  settled_to   int not null default 0,            -- the first so many rows of the lease are settled (picks is null)
+  settled      int[],                             -- and these; null: none
   tracked      int not null default 0,            -- rows in sequin.delivery
   held         int not null default 0,            -- rows in sequin.held_group
+  permits      smallint[],                        -- of a consumer that may have few messages out: which of them are these
   primary key (consumer_id, lane, prev)
 );
 
@@ -172,7 +173,6 @@ create table sequin.floor (
   seq         bigint not null,
   busy        smallint[] not null,
   is_deep     boolean not null default false,     -- far behind: any busy lane is worth a try
-  has_tracked boolean not null default false,     -- look into sequin.delivery
   primary key (consumer_id, step)
 );
 
@@ -276,7 +276,8 @@ create table sequin.gap (
   from_seq    bigint,
   to_seq      bigint,
   reason      text not null,
-  recorded_at timestamptz not null default now()
+  recorded_at timestamptz not null default now(),
+  accepted_at timestamptz                         -- null: an error in health()
 );
 
 create table sequin.setting (

@@ -1,0 +1,117 @@
+-- Who may configure, and the last word on rights: nothing is PUBLIC's.
+
+-- What a role that configures may call: everything users call, and what that calls as them.
+create or replace function sequin._configuring_functions()
+returns setof regprocedure
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select p.oid::regprocedure
+  from pg_proc p
+  where p.pronamespace = 'sequin'::regnamespace and p.prokind = 'f'
+    and (p.proname !~ '^(_|bridge_)' or p.proname in ('_create_stream', '_did_you_mean', '_distance', '_not_yet'))
+  order by p.oid
+$$;
+
+create or replace function sequin._views()
+returns setof regclass
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select c.oid::regclass from pg_class c where c.relnamespace = 'sequin'::regnamespace and c.relkind = 'v' order by c.oid
+$$;
+
+-- Roles that were given grant_configure.
+create or replace function sequin._configurers()
+returns table (role oid)
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select a.grantee
+  from pg_proc p
+  cross join lateral aclexplode(p.proacl) a
+  where p.pronamespace = 'sequin'::regnamespace and p.proname = '_create_stream' and a.grantee not in (0, p.proowner)
+$$;
+
+create or replace function sequin.grant_configure(role name)
+returns text
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_role oid := sequin._role(role);
+  v_function regprocedure;
+  v_view regclass;
+begin
+  if exists (select from sequin._configurers() c where c.role = v_role) then
+    return 'unchanged';
+  end if;
+  execute format('grant usage on schema sequin to %I', role);
+  for v_function in select * from sequin._configuring_functions() loop
+    execute format('grant execute on function %s to %I', v_function, role);
+  end loop;
+  for v_view in select * from sequin._views() loop
+    execute format('grant select on %s to %I', v_view, role);
+  end loop;
+  return 'granted';
+end $$;
+comment on function sequin.grant_configure(name) is
+'Lets a role make, alter and drop streams and consumers, and read the views. Streams only of tables it may select from;
+consuming still takes grant_consume.
+
+Returns granted or unchanged. Errors: 42704 unknown role.';
+
+create or replace function sequin.revoke_configure(role name)
+returns text
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_role oid := sequin._role(role);
+  v_function regprocedure;
+  v_view regclass;
+  v_name text;
+begin
+  if not exists (select from sequin._configurers() c where c.role = v_role) then
+    return 'unchanged';
+  end if;
+  for v_function in select * from sequin._configuring_functions() loop
+    execute format('revoke execute on function %s from %I', v_function, role);
+  end loop;
+  for v_view in select * from sequin._views() loop
+    execute format('revoke select on %s from %I', v_view, role);
+  end loop;
+  -- What it may consume, it may still.
+  if exists (select from sequin.consumer_grant g where g.role = v_role) then
+    foreach v_name in array sequin._consuming_functions() loop
+      execute format('grant execute on function %s to %I', v_name, role);
+    end loop;
+  else
+    execute format('revoke usage on schema sequin from %I', role);
+  end if;
+  return 'revoked';
+end $$;
+comment on function sequin.revoke_configure(name) is
+'Takes back what grant_configure gave. Returns revoked or unchanged. Errors: 42704 unknown role.';
+
+-- Functions are PUBLIC's until somebody says otherwise.
+revoke all on all functions in schema sequin from public;
+revoke all on all tables in schema sequin from public;
+revoke all on schema sequin from public;
+revoke all on type sequin._survey from public;
+
+-- Roles that configure get what this version adds.
+do $$
+declare
+  v_role name;
+begin
+  for v_role in select r.rolname from sequin._configurers() c join pg_roles r on r.oid = c.role loop
+    perform sequin.revoke_configure(v_role);
+    perform sequin.grant_configure(v_role);
+  end loop;
+end $$;

@@ -1,0 +1,444 @@
+-- Consumers: named, durable readers of a stream.
+
+-- Checks a consumer's options, whether they are about to be created or altered. 22023 names the bad one.
+create or replace function sequin._check_consumer(c sequin.consumer)
+returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_problem text;
+  v_hint text;
+begin
+  if c.actions is null or cardinality(c.actions) = 0
+     or not c.actions <@ '{insert,update,delete,truncate}'::text[] then
+    v_problem := format('actions is %s', coalesce(c.actions::text, 'null'));
+    v_hint := 'One or more of insert, update, delete, truncate.';
+  elsif c.ack_wait is null or c.ack_wait <= '0' then
+    v_problem := format('ack_wait is %s', coalesce(c.ack_wait::text, 'null'));
+    v_hint := 'An interval above 0: how long a worker has for a delivery before it is taken from it.';
+  elsif c.max_deliver < 1 then
+    v_problem := format('max_deliver is %s', c.max_deliver);
+    v_hint := 'At least 1; null: without end.';
+  elsif c.max_ack_pending is null or c.max_ack_pending < 1 then
+    v_problem := format('max_ack_pending is %s', coalesce(c.max_ack_pending::text, 'null'));
+    v_hint := 'At least 1: how many messages may be out, unacknowledged, at a time.';
+  elsif c.backoff is null or c.backoff < '0' then
+    v_problem := format('backoff is %s', coalesce(c.backoff::text, 'null'));
+    v_hint := 'An interval: the first delay after a nack or an expiry.';
+  elsif c.max_backoff is null or c.max_backoff < c.backoff then
+    v_problem := format('max_backoff is %s, and backoff %s', coalesce(c.max_backoff::text, 'null'), c.backoff);
+    v_hint := 'An interval that is not below backoff: where its doubling ends.';
+  end if;
+  if v_problem is not null then
+    raise invalid_parameter_value using
+      message = format('consumer "%s": %s', c.name, v_problem),
+      hint = v_hint;
+  end if;
+end $$;
+
+-- Checks group_by against the stream's tables. 42703 names a column that is missing from one; a WARNING says where
+-- deletes will not carry it.
+create or replace function sequin._check_group_by(c sequin.consumer)
+returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_column text;
+  v_table sequin.source_table;
+begin
+  if array_position(c.group_by, null) is not null then
+    raise invalid_parameter_value using
+      message = format('consumer "%s": group_by has a null in it', c.name),
+      hint = 'Name columns; leave group_by out to group by primary key; ''{}'' is one group, in total order.';
+  end if;
+  foreach v_column in array coalesce(c.group_by, '{}') loop
+    for v_table in select t.* from sequin.source_table t where t.id = any (c.routes) loop
+      if not exists (
+           select from pg_attribute a
+           where a.attrelid = v_table.relation_oid and a.attname = v_column and a.attnum > 0 and not a.attisdropped) then
+        raise undefined_column using
+          message = format('group_by: table %I.%I has no column "%s"', v_table.schema_name, v_table.table_name, v_column),
+          hint = sequin._did_you_mean(v_column,
+            array(select a.attname::text from pg_attribute a
+                  where a.attrelid = v_table.relation_oid and a.attnum > 0 and not a.attisdropped),
+            'Each table of the stream must have it.');
+      end if;
+      if not v_column = any (v_table.key_columns) and exists (
+           select from pg_class k where k.oid = v_table.relation_oid and k.relreplident <> 'f') then
+        raise warning using
+          message = format('deletes from %I.%I do not carry "%s": they are a group of their own', v_table.schema_name,
+            v_table.table_name, v_column),
+          hint = format('alter table %I.%I replica identity full;', v_table.schema_name, v_table.table_name);
+      end if;
+    end loop;
+  end loop;
+end $$;
+
+-- Which way a consumer with these options reads the log, and how many messages a lane may have out.
+create or replace function sequin._shape(c sequin.consumer)
+returns sequin.consumer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  c.lane_count := case when c.group_by = '{}' then 1 else 64 end;
+  c.lane_quota := greatest(1, c.max_ack_pending / c.lane_count);
+  c.reads := case
+    when c.filter is not null or not c.actions @> '{insert,update,delete}' or 'truncate' = any (c.actions)
+      or cardinality(c.group_by) > 0 then 'feed'
+    when c.group_by = '{}' then 'total'
+    else 'key'
+  end;
+  c.feed_id := case when c.reads = 'feed' then nextval('sequin.feed_id') end;
+  return c;
+end $$;
+
+-- Where a consumer begins, once the log has passed the moment it was made: gives it its lanes. Whether it has them.
+-- Rows that committed before the call are in the log only after it, however far the bridge is behind, and are told
+-- by their commit's LSN.
+create or replace function sequin._start(consumer_id int)
+returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_consumer sequin.consumer;
+  v_applied pg_lsn;
+  v_start bigint;
+  v_total bigint;
+begin
+  -- Somebody else starting it is as good as not yet.
+  select * into v_consumer from sequin.consumer c where c.id = consumer_id for update skip locked;
+  if not found then
+    return false;
+  elsif v_consumer.start_seq is not null then
+    return true;
+  end if;
+  select p.applied_lsn,
+         coalesce(
+           (select min(l.seq) - 1
+            from unnest(v_consumer.routes) r(id)
+            cross join lateral (
+              select l.seq from sequin.log l
+              where l.route_id = r.id and l.seq > v_consumer.start_base
+                and (l.metadata ->> 'commit_lsn')::pg_lsn >= v_consumer.start_lsn
+              order by l.seq
+              limit 1) l),
+           p.last_seq)
+    into v_applied, v_start
+  from sequin.stream s
+  cross join lateral (
+    select * from sequin.progress p where p.source_id = s.source_id order by p.step desc limit 1) p
+  where s.id = v_consumer.stream_id;
+  if v_applied is null or v_applied <= v_consumer.start_lsn then
+    return false;
+  end if;
+  select sum(sequin._total(r.id, v_start)) into v_total from unnest(v_consumer.routes) r(id);
+  update sequin.consumer c set start_seq = v_start, start_total = v_total where c.id = consumer_id;
+  insert into sequin.lane (consumer_id, lane, prev, turn, cursor_seq, upto_seq)
+  select consumer_id, l.lane, 0, nextval('sequin.turn'), v_start, v_start
+  from generate_series(0, v_consumer.lane_count - 1) l(lane);
+  insert into sequin.floor (consumer_id, step, seq, busy) values (consumer_id, 1, v_start, '{}');
+  if v_consumer.reads = 'feed' then
+    insert into sequin.feed_progress (feed_id, step, seq, lanes, total) values (v_consumer.feed_id, 1, v_start, 0, 0);
+  end if;
+  return true;
+end $$;
+
+-- How many messages a route had had up to a seq: the last tally at or before it, and the rows since.
+create or replace function sequin._total(route_id int, seq bigint)
+returns bigint
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(t.total, 0) + (
+    select count(*) from sequin.log l
+    where l.route_id = $1 and l.seq > coalesce(t.seq, 0) and l.seq <= $2)
+  from (select) one
+  left join lateral (
+    select t.seq, t.total from sequin.tally t
+    where t.route_id = $1 and t.seq <= $2
+    order by t.seq desc
+    limit 1) t on true
+$$;
+
+create or replace function sequin.create_consumer(
+  name text,
+  stream text,
+  filter text default null,
+  transform text default null,
+  actions text[] default '{insert,update,delete}',
+  group_by text[] default null,
+  start_at text default 'now',
+  start_row text default null,
+  ack_wait interval default '30 seconds',
+  max_deliver int default null,
+  max_ack_pending int default 10000,
+  backoff interval default '1 second',
+  max_backoff interval default '5 minutes',
+  if_not_exists boolean default false
+)
+returns text
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_stream sequin.stream;
+  v_new sequin.consumer;
+  v_old sequin.consumer;
+begin
+  perform sequin._check_name('consumer', name);
+  v_stream := sequin._stream(stream);
+  if filter is not null or transform is not null then
+    raise feature_not_supported using
+      message = format('consumer "%s": %s is not in this version', name,
+        case when filter is not null then 'filter' else 'transform' end),
+      hint = 'Leave it out, and choose or shape messages where they are received.';
+  end if;
+  if start_at is null or start_at not in ('now', 'beginning', 'row') then
+    raise invalid_parameter_value using
+      message = format('consumer "%s": start_at is %s', name, coalesce(quote_literal(start_at), 'null')),
+      hint = 'It is ''now'', ''beginning'' or ''row''.';
+  elsif start_at <> 'now' then
+    raise feature_not_supported using
+      message = format('consumer "%s": start_at => %L is not in this version', name, start_at),
+      hint = 'start_at => ''now'' delivers every change that is committed from here on.';
+  elsif start_row is not null then
+    raise invalid_parameter_value using
+      message = format('consumer "%s": start_row goes with start_at => ''row''', name),
+      hint = 'Leave start_row out.';
+  end if;
+
+  v_new.name := name;
+  v_new.stream_id := v_stream.id;
+  v_new.is_rows := v_stream.mode = 'rows';
+  v_new.filter := filter;
+  v_new.transform := transform;
+  v_new.actions := array(select distinct a.action from unnest(actions) a(action) order by a.action);
+  v_new.group_by := group_by;
+  v_new.start_at := start_at;
+  v_new.ack_wait := ack_wait;
+  v_new.max_deliver := max_deliver;
+  v_new.max_ack_pending := max_ack_pending;
+  v_new.backoff := backoff;
+  v_new.max_backoff := max_backoff;
+  select array_agg(st.table_id order by st.position) into v_new.routes
+  from sequin.stream_table st where st.stream_id = v_stream.id;
+  perform sequin._check_consumer(v_new);
+  perform sequin._require_select(t.relation_oid)
+  from sequin.source_table t
+  where t.id = any (v_new.routes) and exists (select from pg_class k where k.oid = t.relation_oid);
+
+  perform pg_advisory_xact_lock(hashtextextended('sequin.create_consumer', 7190235));
+  select * into v_old from sequin.consumer c where c.name = create_consumer.name;
+  if found then
+    if if_not_exists
+       and (v_old.stream_id, v_old.filter, v_old.transform, v_old.actions, v_old.group_by, v_old.start_at,
+            v_old.ack_wait, v_old.max_deliver, v_old.max_ack_pending, v_old.backoff, v_old.max_backoff)
+         is not distinct from
+           (v_new.stream_id, v_new.filter, v_new.transform, v_new.actions, v_new.group_by, v_new.start_at,
+            v_new.ack_wait, v_new.max_deliver, v_new.max_ack_pending, v_new.backoff, v_new.max_backoff) then
+      return 'unchanged';
+    end if;
+    raise duplicate_object using
+      message = format('consumer "%s" exists already%s', name, case when if_not_exists then ', and is another one' else '' end),
+      hint = case when if_not_exists
+        then format('select * from sequin.consumers where name = %L; shows it, sequin.alter_consumer(%L, …) changes it.', name, name)
+        else 'if_not_exists => true makes the same definition a no-op.' end;
+  end if;
+  perform sequin._check_group_by(v_new);
+  v_new := sequin._shape(v_new);
+  v_new.start_lsn := pg_current_wal_insert_lsn();
+  v_new.start_base := coalesce(
+    (select p.last_seq from sequin.progress p where p.source_id = v_stream.source_id order by p.step desc limit 1), 0);
+  insert into sequin.consumer (
+    name, stream_id, routes, is_rows, reads, lane_count, lane_quota, filter, transform, actions, group_by, start_at,
+    ack_wait, max_deliver, max_ack_pending, backoff, max_backoff, start_lsn, start_base, feed_id)
+  values (
+    v_new.name, v_new.stream_id, v_new.routes, v_new.is_rows, v_new.reads, v_new.lane_count, v_new.lane_quota,
+    v_new.filter, v_new.transform, v_new.actions, v_new.group_by, v_new.start_at, v_new.ack_wait, v_new.max_deliver,
+    v_new.max_ack_pending, v_new.backoff, v_new.max_backoff, v_new.start_lsn, v_new.start_base, v_new.feed_id);
+  return 'created';
+end $$;
+comment on function sequin.create_consumer(text, text, text, text, text[], text[], text, text, interval, int, int, interval, interval, boolean) is
+'Makes a consumer: a named, durable reader of a stream, whose messages any number of workers share.
+
+name             1 to 48 bytes, kept as given
+stream           what it reads
+filter           not in this version
+transform        not in this version
+actions          which of insert, update, delete, truncate it gets
+group_by         columns: messages with the same values are handed out in order, one batch at a time; default: the
+                 primary key; ''{}'': one group, in total order
+start_at         ''now'': every change whose commit follows this call, and none before it
+start_row        not in this version
+ack_wait         how long a worker has for a delivery before it is taken from it
+max_deliver      after so many deliveries a message becomes a dead letter; null: never
+max_ack_pending  at most so many messages out, or backing off, at a time
+backoff          the delay after a first nack or expiry; doubles with each, with jitter
+max_backoff      where the doubling ends
+if_not_exists    the same definition again is a no-op
+
+Returns created or unchanged. Needs SELECT on the stream''s tables.
+Errors: 42704 unknown stream, 42710 the name is taken, 22023 bad argument, 42703 unknown column in group_by, 42501 no
+right.';
+
+create or replace function sequin.alter_consumer(
+  name text,
+  filter text default null,
+  transform text default null,
+  actions text[] default null,
+  group_by text[] default null,
+  start_at text default null,
+  start_row text default null,
+  ack_wait interval default null,
+  max_deliver int default null,
+  max_ack_pending int default null,
+  backoff interval default null,
+  max_backoff interval default null
+)
+returns text
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_old sequin.consumer;
+  v_new sequin.consumer;
+  v_void text;
+begin
+  v_old := sequin._consumer(name);
+  if filter is not null or transform is not null then
+    raise feature_not_supported using
+      message = format('consumer "%s": %s is not in this version', name,
+        case when filter is not null then 'filter' else 'transform' end),
+      hint = 'Leave it out.';
+  elsif start_at is not null or start_row is not null then
+    raise invalid_parameter_value using
+      message = format('consumer "%s" has started already', name),
+      hint = 'sequin.rewind(consumer, …) goes back; a new consumer starts where it is told.';
+  end if;
+
+  -- No worker may be between reading how the consumer is made and acting on it.
+  for v_lane in 0..v_old.lane_count - 1 loop
+    v_void := pg_advisory_xact_lock(sequin._lane_key(v_old.name, v_lane::smallint));
+  end loop;
+  select * into v_old from sequin.consumer c where c.id = v_old.id for update;
+  v_new := v_old;
+  if actions is not null then
+    v_new.actions := array(select distinct a.action from unnest(actions) a(action) order by a.action);
+  end if;
+  v_new.group_by := coalesce(group_by, v_old.group_by);
+  v_new.ack_wait := coalesce(ack_wait, v_old.ack_wait);
+  v_new.max_deliver := case when max_deliver = 0 then null else coalesce(max_deliver, v_old.max_deliver) end;
+  v_new.max_ack_pending := coalesce(max_ack_pending, v_old.max_ack_pending);
+  v_new.backoff := coalesce(backoff, v_old.backoff);
+  v_new.max_backoff := coalesce(max_backoff, v_old.max_backoff);
+  perform sequin._check_consumer(v_new);
+  if v_new is not distinct from v_old then
+    return 'unchanged';
+  end if;
+  if v_new.actions is distinct from v_old.actions or v_new.group_by is distinct from v_old.group_by then
+    perform sequin._check_group_by(v_new);
+    v_new := sequin._reshape(v_old, sequin._shape(v_new));
+  else
+    v_new.lane_quota := greatest(1, v_new.max_ack_pending / v_new.lane_count);
+  end if;
+  if v_new.max_ack_pending <> v_old.max_ack_pending or v_new.reads <> v_old.reads then
+    perform sequin._renew_permits(v_new);
+  end if;
+  update sequin.consumer c
+  set actions = v_new.actions, group_by = v_new.group_by, ack_wait = v_new.ack_wait, max_deliver = v_new.max_deliver,
+      max_ack_pending = v_new.max_ack_pending, backoff = v_new.backoff, max_backoff = v_new.max_backoff,
+      reads = v_new.reads, lane_count = v_new.lane_count, lane_quota = v_new.lane_quota, feed_id = v_new.feed_id,
+      start_seq = v_new.start_seq, start_total = v_new.start_total
+  where c.id = v_old.id;
+  return 'altered';
+end $$;
+comment on function sequin.alter_consumer(text, text, text, text[], text[], text, text, interval, int, int, interval, interval) is
+'Changes a consumer''s options; what is null stays as it is, and max_deliver => 0 means without end. Where it stands is
+kept: nothing is lost and nothing comes twice. Waits for workers that are receiving or acknowledging; a change of
+actions or group_by sorts what is pending anew, which takes time in proportion.
+
+Returns altered or unchanged.
+Errors: 42704 unknown consumer, 22023 bad argument, 42703 unknown column in group_by.';
+
+create or replace function sequin.drop_consumer(name text, if_exists boolean default false)
+returns text
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_consumer sequin.consumer;
+  v_role oid;
+begin
+  if if_exists and not exists (select from sequin.consumer c where c.name = drop_consumer.name) then
+    return 'absent';
+  end if;
+  v_consumer := sequin._consumer(name);
+  for v_role in select g.role from sequin.consumer_grant g where g.consumer_id = v_consumer.id loop
+    delete from sequin.consumer_grant g where g.consumer_id = v_consumer.id and g.role = v_role;
+    perform sequin._revoke_if_last(v_role);
+  end loop;
+  delete from sequin.consumer c where c.id = v_consumer.id;
+  perform sequin._forget(v_consumer.id);
+  return 'dropped';
+end $$;
+comment on function sequin.drop_consumer(text, boolean) is
+'Drops a consumer and all that is kept for it, at once, however far behind it is. Its grants go with it.
+
+Returns dropped, or absent where if_exists is true and there was none. Errors: 42704 unknown consumer.';
+
+-- Removes what is kept of a consumer that is gone. The rows of its feed go with the log's segments.
+create or replace function sequin._forget(consumer_id int)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  delete from sequin.lane l where l.consumer_id = _forget.consumer_id;
+  delete from sequin.floor f where f.consumer_id = _forget.consumer_id;
+  delete from sequin.delivery d where d.consumer_id = _forget.consumer_id;
+  delete from sequin.held_group g where g.consumer_id = _forget.consumer_id;
+  delete from sequin.consumer_sample s where s.consumer_id = _forget.consumer_id;
+end $$;
+
+create or replace function sequin.pause_consumer(name text)
+returns text
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_consumer sequin.consumer := sequin._consumer(name);
+begin
+  update sequin.consumer c set paused_at = clock_timestamp() where c.id = v_consumer.id and c.paused_at is null;
+  return case when found then 'paused' else 'unchanged' end;
+end $$;
+comment on function sequin.pause_consumer(text) is
+'From now on receive and pop give no rows of this consumer. What is out may still be acknowledged, and nothing is lost:
+the log is kept for it.
+
+Returns paused or unchanged. Errors: 42704 unknown consumer.';
+
+create or replace function sequin.resume_consumer(name text)
+returns text
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_consumer sequin.consumer := sequin._consumer(name);
+begin
+  update sequin.consumer c set paused_at = null where c.id = v_consumer.id and c.paused_at is not null;
+  return case when found then 'resumed' else 'unchanged' end;
+end $$;
+comment on function sequin.resume_consumer(text) is
+'Ends a pause. Returns resumed or unchanged. Errors: 42704 unknown consumer.';

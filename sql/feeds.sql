@@ -1,0 +1,212 @@
+-- Feeds: the index of its own that a consumer has when it groups, or chooses, in its own way.
+
+-- The group of a message: its values of some columns, in whatever table. A column that is not in the row counts as
+-- null.
+create or replace function sequin._group_hash(record jsonb, columns text[])
+returns int
+language sql
+immutable
+as $$
+  select pg_catalog.hashtext((
+    select pg_catalog.string_agg(coalesce(record -> k.name, 'null'::jsonb)::text, ',' order by k.position)
+    from unnest(columns) with ordinality k(name, position)))
+$$;
+
+-- Whether a message is one of this consumer's.
+create or replace function sequin._is_chosen(c sequin.consumer, action "char")
+returns boolean
+language sql
+immutable
+as $$
+  select case action
+    when 'i' then 'insert' = any (c.actions)
+    when 'u' then 'update' = any (c.actions)
+    when 'd' then 'delete' = any (c.actions)
+    when 'x' then c.is_rows and 'delete' = any (c.actions)
+    when 't' then 'truncate' = any (c.actions)
+    else true
+  end
+$$;
+
+-- Adds the next messages of the log to a feed, at most max_rows rows of the log a call. How many rows it looked at:
+-- fewer than max_rows, and it has caught up.
+create or replace function sequin._feed(c sequin.consumer, max_rows int)
+returns bigint
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+as $$
+declare
+  v_last sequin.feed_progress;
+  v_head bigint;
+  v_upto bigint;
+  v_count bigint;
+begin
+  select * into v_last from sequin.feed_progress p where p.feed_id = c.feed_id order by p.step desc limit 1;
+  select p.last_seq into v_head
+  from sequin.stream s
+  cross join lateral (
+    select p.last_seq from sequin.progress p where p.source_id = s.source_id order by p.step desc limit 1) p
+  where s.id = c.stream_id;
+  if v_last.seq >= v_head then
+    return 0;
+  end if;
+  select count(*), max(l.seq) into v_count, v_upto
+  from (
+    select l.seq
+    from unnest(c.routes) r(id)
+    cross join lateral (
+      select l.seq from sequin.log l
+      where l.route_id = r.id and l.seq > v_last.seq and l.seq <= v_head
+      order by l.seq
+      limit max_rows) l
+    order by l.seq
+    limit max_rows) l;
+  -- Rows of other tables are behind it, too.
+  if v_count < max_rows then v_upto := v_head; end if;
+  if v_count = 0 and sequin._segment_end(v_last.seq) = sequin._segment_end(v_head) then
+    return 0;
+  end if;
+  with added as (
+    insert into sequin.feed (feed_id, seq, route_id, group_hash, lane)
+    select c.feed_id, g.seq, g.route_id, g.group_hash, g.group_hash & (c.lane_count - 1)
+    from (
+      select l.seq, l.route_id, case when c.group_by is null then l.group_hash
+                                     when c.group_by = '{}' then 0
+                                     else sequin._group_hash(l.record, c.group_by) end as group_hash
+      from sequin.log l
+      where l.route_id = any (c.routes) and l.seq > v_last.seq and l.seq <= v_upto and sequin._is_chosen(c, l.action)) g
+    order by g.seq
+    returning lane
+  )
+  insert into sequin.feed_progress (feed_id, step, seq, lanes, total)
+  select c.feed_id, v_last.step + 1, v_upto, coalesce(bit_or(1::bigint << a.lane), 0), v_last.total + count(*)
+  from added a
+  on conflict do nothing;
+  if not found then
+    raise serialization_failure using
+      message = format('the feed of consumer "%s" is being written by another', c.name),
+      hint = 'Try again.';
+  end if;
+  return v_count;
+end $$;
+
+-- Gives a consumer the new shape that alter_consumer asks for: what it has not settled yet is sorted into the lanes of
+-- a new feed, whatever lanes it was in. What is out stays out, and what backs off backs off; both are followed one by
+-- one from here on. The caller holds every lane's lock.
+create or replace function sequin._reshape(old sequin.consumer, new sequin.consumer)
+returns sequin.consumer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+as $$
+declare
+  v_head bigint;
+  s sequin.lane;
+  d record;
+  v_void text;
+begin
+  if old.start_seq is null then
+    return new;
+  end if;
+  for v_lane in 0..old.lane_count - 1 loop
+    s := sequin._lane(old.id, v_lane::smallint);
+    if s.lease is not null then
+      perform sequin._untie(old, s, sequin._unsettled(s), true, false, s.leased_until, null);
+    end if;
+  end loop;
+
+  -- From now on always a feed: the lanes of the log say nothing about rows that were settled in another order.
+  new.reads := 'feed';
+  new.feed_id := coalesce(new.feed_id, nextval('sequin.feed_id'));
+  if old.reads = 'feed' then
+    select p.seq into v_head from sequin.feed_progress p where p.feed_id = old.feed_id order by p.step desc limit 1;
+  else
+    select p.last_seq into v_head
+    from sequin.stream t
+    cross join lateral (
+      select p.last_seq from sequin.progress p where p.source_id = t.source_id order by p.step desc limit 1) p
+    where t.id = old.stream_id;
+  end if;
+  with waiting as (
+    -- What the lanes have not come to, and what they passed by of held groups.
+    select r.seq, r.route_id, r.group_hash, r.record, r.action
+    from generate_series(0, old.lane_count - 1) n(lane)
+    cross join lateral (select (sequin._lane(old.id, n.lane::smallint)).*) l
+    cross join lateral sequin._rows(old, l.lane, l.upto_seq, v_head, 9223372036854775807) r
+    union all
+    select r.seq, r.route_id, r.group_hash, r.record, r.action
+    from sequin.held_group g
+    cross join lateral (select (sequin._lane(old.id, g.lane)).*) l
+    cross join lateral sequin._rows(old, g.lane, g.after_seq, l.upto_seq, 9223372036854775807) r
+    where g.consumer_id = old.id and r.group_hash = g.group_hash
+  ), sorted as (
+    select w.seq, w.route_id, sequin._regroup(new, w.route_id, w.seq, w.group_hash, w.record) as group_hash
+    from waiting w
+    where sequin._is_chosen(new, w.action)
+  ), added as (
+    insert into sequin.feed (feed_id, seq, route_id, group_hash, lane)
+    select new.feed_id, w.seq, w.route_id, w.group_hash, w.group_hash & (new.lane_count - 1) from sorted w order by w.seq
+    returning lane
+  )
+  insert into sequin.feed_progress (feed_id, step, seq, lanes, total)
+  select new.feed_id, 1, v_head, coalesce(bit_or(1::bigint << a.lane), 0), count(*) from added a;
+
+  delete from sequin.held_group g where g.consumer_id = old.id;
+  update sequin.delivery t
+  set group_hash = r.group_hash, lane = r.group_hash & (new.lane_count - 1), due_at = null
+  from (
+    select t.seq, sequin._regroup(new, t.route_id, t.seq, t.group_hash, t.record) as group_hash
+    from sequin.delivery t where t.consumer_id = old.id) r
+  where t.consumer_id = old.id and t.seq = r.seq;
+  update sequin.dead_letter t
+  set group_hash = r.group_hash, lane = r.group_hash & (new.lane_count - 1)
+  from (
+    select t.seq, sequin._regroup(new, t.route_id, t.seq, t.group_hash, t.record) as group_hash
+    from sequin.dead_letter t where t.consumer_id = old.id) r
+  where t.consumer_id = old.id and t.seq = r.seq;
+
+  new.start_seq := 0;
+  new.start_total := 0;
+  new.lane_quota := greatest(1, new.max_ack_pending / new.lane_count);
+  delete from sequin.lane l where l.consumer_id = old.id and l.lane >= new.lane_count;
+  for v_lane in 0..new.lane_count - 1 loop
+    s := sequin._lane(old.id, v_lane::smallint);
+    if s.lane is null then
+      v_void := pg_advisory_xact_lock(sequin._lane_key(old.name, v_lane::smallint));
+      insert into sequin.lane (consumer_id, lane, prev, turn, cursor_seq, upto_seq)
+      values (old.id, v_lane, 0, nextval('sequin.turn'), 0, 0);
+      s := sequin._lane(old.id, v_lane::smallint);
+    end if;
+    s.cursor_seq := 0;
+    s.upto_seq := 0;
+    s.passed := 0;
+    s.held_back := 0;
+    select count(*), count(distinct t.group_hash) into s.tracked, s.held
+    from sequin.delivery t where t.consumer_id = old.id and t.lane = v_lane;
+    perform sequin._put_lane(s);
+  end loop;
+  insert into sequin.held_group (consumer_id, lane, group_hash, after_seq)
+  select distinct t.consumer_id, t.lane, t.group_hash, 0 from sequin.delivery t where t.consumer_id = old.id;
+  perform sequin._arm(old.id, g.lane, g.group_hash) from sequin.held_group g where g.consumer_id = old.id;
+  insert into sequin.floor (consumer_id, step, seq, busy, is_deep)
+  select old.id, f.step + 1, 0, array(select generate_series(0, new.lane_count - 1)::smallint), false
+  from sequin.floor f where f.consumer_id = old.id
+  order by f.step desc
+  limit 1;
+  return new;
+end $$;
+
+-- A message's group under a consumer's new shape. By key it is the log's.
+create or replace function sequin._regroup(c sequin.consumer, route_id int, seq bigint, group_hash int, record jsonb)
+returns int
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when c.group_by = '{}' then 0
+    when c.group_by is not null then sequin._group_hash(record, c.group_by)
+    else coalesce((select l.group_hash from sequin.log l where l.route_id = $2 and l.seq = $3), group_hash)
+  end
+$$;

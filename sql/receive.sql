@@ -1,0 +1,397 @@
+-- Handing out messages.
+
+-- Refuses what receive and pop cannot do, and says why. Called only when something is wrong.
+create or replace function sequin._refuse_receive(batch_size int, wait interval, ack_wait interval)
+returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform sequin._refuse_write('receive');
+  if batch_size is null or batch_size not between 1 and 10000 then
+    raise invalid_parameter_value using
+      message = format('batch_size is %s', coalesce(batch_size::text, 'null')),
+      hint = 'It is 1 to 10000.';
+  elsif wait is null or wait < '0' or wait > '60 seconds' then
+    raise invalid_parameter_value using
+      message = format('wait is %s', coalesce(wait::text, 'null')),
+      hint = 'It is an interval of 0 to 60 seconds; call again to wait longer.';
+  elsif wait > '0' and current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+    raise object_not_in_prerequisite_state using
+      message = format('wait needs read committed: a %s transaction never sees what commits while it waits',
+        current_setting('transaction_isolation')),
+      hint = 'Leave wait out, or wait in a transaction of its own.';
+  elsif ack_wait <= '0' then
+    raise invalid_parameter_value using
+      message = format('ack_wait is %s', ack_wait),
+      hint = 'It is an interval above 0; leave it out for the consumer''s own.';
+  end if;
+end $$;
+
+-- What a consumer may still hand out, counting what is out and what backs off.
+create or replace function sequin._room(c sequin.consumer)
+returns int
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+as $$
+  select c.max_ack_pending - coalesce(sum(s.out_count + s.tracked), 0)::int
+  from generate_series(0, c.lane_count - 1) n(lane)
+  cross join lateral (
+    select s.out_count, s.tracked from sequin.lane s
+    where s.consumer_id = c.id and s.lane = n.lane::smallint
+    order by s.prev desc
+    limit 1) s
+$$;
+
+-- Permits to have a message out, for a consumer that may have fewer than it has lanes: at most max_rows of those that
+-- no lane holds and no transaction is about to hold. However many workers ask at once, no more than max_ack_pending
+-- are ever given, and none of them waits for another.
+create or replace function sequin._permits(c sequin.consumer, max_rows int)
+returns smallint[]
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+as $$
+declare
+  v_got smallint[] := '{}';
+begin
+  for v_permit in 0..c.max_ack_pending - 1 loop
+    exit when cardinality(v_got) >= max_rows;
+    if pg_try_advisory_xact_lock(hashtextextended(c.name, 7190237) & -64::bigint | v_permit) then
+      v_got := v_got || v_permit::smallint;
+    end if;
+  end loop;
+  -- A new statement, and so a snapshot newer than the locks.
+  return array(
+    select unnest(v_got)
+    except
+    select unnest(s.permits)
+    from generate_series(0, c.lane_count - 1) n(lane)
+    cross join lateral (
+      select s.permits from sequin.lane s
+      where s.consumer_id = c.id and s.lane = n.lane::smallint
+      order by s.prev desc
+      limit 1) s);
+end $$;
+
+-- Gives out permits anew to what is out, after a change of max_ack_pending. The caller holds every lane's lock.
+create or replace function sequin._renew_permits(c sequin.consumer)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  s sequin.lane;
+  v_next int := 0;
+  v_count int;
+begin
+  for v_lane in 0..c.lane_count - 1 loop
+    s := sequin._lane(c.id, v_lane::smallint);
+    v_count := s.out_count + s.tracked;
+    continue when s.lane is null or v_count = 0 and s.permits is null;
+    s.permits := case when c.max_ack_pending < 64 then array(select generate_series(v_next, v_next + v_count - 1)::smallint) end;
+    v_next := v_next + v_count;
+    perform sequin._put_lane(s);
+  end loop;
+end $$;
+
+create or replace function sequin.receive(
+  consumer text default null,
+  batch_size int default 1,
+  wait interval default '0',
+  ack_wait interval default null
+)
+returns table (
+  ack_id bigint,
+  seq bigint,
+  action text,
+  table_schema text,
+  table_name text,
+  record_pk text,
+  record jsonb,
+  changes jsonb,
+  committed_at timestamptz,
+  deliver_count int,
+  metadata jsonb
+)
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+  v_consumer sequin.consumer;        -- read whole only off the fast path
+  v_id int;
+  v_route int;                       -- of a consumer that reads one table by key; null: any other
+  v_quota int;
+  v_is_tight boolean;
+  v_is_rows boolean;
+  v_ack_wait interval;
+  v_is_ready boolean;
+  v_is_mine boolean;
+  v_busy smallint[];
+  v_is_deep boolean;
+  v_survey sequin._survey;
+  v_lanes smallint[];
+  v_limits int[];
+  v_lane smallint;
+  v_limit int;
+  v_left int := batch_size;
+  v_room int;                        -- above the quota: what the consumer may have out besides
+  v_permits smallint[];
+  v_prev bigint;
+  v_from bigint;
+  v_to bigint;
+  v_passed bigint;
+  v_is_plain boolean;
+  v_turn bigint;
+  v_count int;
+  v_misses int;
+  v_has_freed boolean;               -- this call has settled what others left behind: its messages may be due now
+  v_deadline timestamptz;
+  v_pause double precision := 0.001;
+begin
+  if (batch_size between 1 and 10000 and wait = '0' and ack_wait is null
+      and current_setting('transaction_read_only') = 'off') is not true then
+    perform sequin._refuse_receive(batch_size, wait, ack_wait);
+    if wait > '0' then v_deadline := clock_timestamp() + wait; end if;
+  end if;
+
+  loop
+    select c.id, case when c.reads = 'key' and cardinality(c.routes) = 1 then c.routes[1] end, c.lane_quota,
+           c.max_ack_pending < 64, c.is_rows, coalesce(receive.ack_wait, c.ack_wait),
+           c.start_seq is not null and c.paused_at is null,
+           sequin._caller() = current_user or sequin._may_consume(c.id), f.busy, coalesce(f.is_deep, false), 0, false
+      into v_id, v_route, v_quota,
+           v_is_tight, v_is_rows, v_ack_wait,
+           v_is_ready,
+           v_is_mine, v_busy, v_is_deep, v_misses, v_has_freed
+    from sequin.consumer c
+    left join lateral (
+      select f.busy, f.is_deep from sequin.floor f where f.consumer_id = c.id order by f.step desc limit 1) f on true
+    where c.name = consumer;
+    if v_is_mine is not true then
+      v_consumer := sequin._my_consumer(consumer);
+      consumer := v_consumer.name;
+      continue;
+    end if;
+    if not v_is_deep or v_is_tight or v_left > v_quota then
+      select * into v_consumer from sequin.consumer c where c.id = v_id;
+    end if;
+
+    -- A consumer gets its lanes from the bridge; without one, from a receive that does not wait, as this is a write.
+    if not v_is_ready and v_deadline is null and v_consumer.start_seq is null and sequin._start(v_id) then
+      continue;
+    end if;
+
+    for v_round in 1..20 loop
+      exit when v_left <= 0 or not v_is_ready;
+      -- What was nacked or has expired comes first. Far behind, now and then is often enough to look.
+      if (v_round = 1 and (not v_is_deep or random() < 0.1) or v_has_freed)
+         and exists (select from sequin.delivery d where d.consumer_id = v_id and d.due_at <= clock_timestamp()) then
+        return query select * from sequin._take_due(v_id, v_left, v_ack_wait);
+        get diagnostics v_count = row_count;
+        v_left := v_left - v_count;
+        exit when v_left <= 0;
+      end if;
+      if v_round = 1 and v_is_tight then
+        v_permits := sequin._permits(v_consumer, v_left);
+        v_room := cardinality(v_permits);
+      elsif v_round = 1 and v_left > v_quota then
+        v_room := sequin._room(v_consumer);
+      end if;
+
+      -- Which lanes to try: far behind, a busy one at random; else those that a survey finds. Now and then a survey
+      -- anyway, for leases that ran out, and for lanes that had nothing when last looked at.
+      if v_is_deep and v_misses < 3 and random() > 0.02 then
+        v_lanes := array[v_busy[1 + floor(random() * cardinality(v_busy))]];
+        v_limits := array[v_left];
+      else
+        v_is_deep := false;
+        select * into v_consumer from sequin.consumer c where c.id = v_id;
+        v_survey := sequin._survey(v_consumer, greatest(least(v_left, v_room), 1), v_deadline is null);
+        if sequin._expire(v_consumer, v_survey.expired, v_deadline) > 0
+           or v_survey.lanes is null and sequin._overtake(v_consumer, v_survey.stuck) > 0 then
+          exit when v_has_freed;
+          v_has_freed := true;
+          continue;
+        end if;
+        exit when v_survey.lanes is null or v_room <= 0;
+        v_lanes := v_survey.lanes;
+        v_limits := v_survey.limits;
+      end if;
+
+      for v_i in 1..cardinality(v_lanes) loop
+        v_lane := v_lanes[v_i];
+        v_limit := least(v_limits[v_i], v_left, coalesce(v_room, v_quota));
+        exit when v_limit <= 0;
+        v_count := 0;
+        v_misses := v_misses + 1;
+        select s.turn, s.upto_seq, s.passed, s.held = 0 and s.tracked = 0 and v_route is not null, nextval('sequin.turn')
+          into v_prev, v_from, v_passed, v_is_plain, v_turn
+        from (select * from sequin.lane s where s.consumer_id = v_id and s.lane = v_lane order by s.prev desc limit 1) s
+        where s.lease is null;
+        continue when not found;
+
+        -- Plain: each row of the range is a message, and none is an older version of another.
+        if v_is_plain and v_limit = 1 then
+          select l.seq, l.seq, sequin._action(l.action), l.table_schema, l.table_name, l.record_pk, l.record,
+                 case when not v_is_rows then l.changes end, l.committed_at, 1, l.metadata,
+                 sequin._ack_id(v_turn, false, v_lane, 0), 1, l.action in ('i', 'u', 'd', 'r')
+            into v_to, seq, action, table_schema, table_name, record_pk, record,
+                 changes, committed_at, deliver_count, metadata,
+                 ack_id, v_count, v_is_plain
+          from sequin.log l
+          where l.route_id = v_route and l.lane = v_lane and l.seq > v_from and l.seq < sequin._segment_end(v_from)
+          order by l.seq
+          limit 1;
+        elsif v_is_plain then
+          select max(l.seq), count(*),
+                 bool_and(l.action in ('i', 'u', 'd', 'r')) and (not v_is_rows or count(distinct l.group_hash) = count(*))
+            into v_to, v_count, v_is_plain
+          from (
+            select l.seq, l.action, l.group_hash from sequin.log l
+            where l.route_id = v_route and l.lane = v_lane and l.seq > v_from and l.seq < sequin._segment_end(v_from)
+            order by l.seq
+            limit v_limit) l;
+        end if;
+        -- A lane that has come to the end of a segment goes on in a later one.
+        continue when v_to is null and v_is_plain is null and not exists (
+          select from sequin.log l
+          where l.route_id = v_route and l.lane = v_lane and l.seq >= sequin._segment_end(v_from));
+        -- Locked only now, so that a lane with nothing to take is not kept from others; its row says if it was too late.
+        continue when not pg_try_advisory_xact_lock(sequin._lane_key(consumer, v_lane));
+        if v_is_plain then
+          insert into sequin.lane (
+            consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed,
+            lease, leased_at, leased_until, out_count, permits)
+          values (
+            v_id, v_lane, v_prev, v_turn, v_from, v_to, v_passed + v_count,
+            v_turn, clock_timestamp(), clock_timestamp() + v_ack_wait, v_count, v_permits[1:v_count])
+          on conflict do nothing;
+          continue when not found;
+          if v_limit = 1 then
+            return next;
+          else
+            return query
+              select sequin._ack_id(v_turn, false, v_lane, row_number() over () - 1), l.seq, sequin._action(l.action),
+                     l.table_schema, l.table_name, l.record_pk, l.record, case when not v_is_rows then l.changes end,
+                     l.committed_at, 1, l.metadata
+              from (
+                select * from sequin.log l
+                where l.route_id = v_route and l.lane = v_lane and l.seq > v_from and l.seq <= v_to
+                order by l.seq) l;
+          end if;
+        else
+          return query select * from sequin._take(v_id, v_lane, v_limit, v_ack_wait, v_permits);
+          get diagnostics v_count = row_count;
+        end if;
+        v_left := v_left - v_count;
+        v_room := v_room - v_count;
+        v_permits := v_permits[v_count + 1:];
+        if v_count > 0 then v_misses := 0; end if;
+      end loop;
+    end loop;
+
+    exit when v_left < batch_size or v_deadline is null or clock_timestamp() >= v_deadline;
+    perform pg_sleep(least(v_pause, extract(epoch from v_deadline - clock_timestamp())));
+    v_pause := least(v_pause * 1.1, 0.01);
+  end loop;
+end $$;
+comment on function sequin.receive(text, int, interval, interval) is
+'Hands out the next messages of a consumer, under a lease: acknowledge each before it runs out.
+
+consumer    may be left out where there is exactly one
+batch_size  1 to 10000: at most so many
+wait        0 to 60 seconds: where there is nothing, wait so long for something
+ack_wait    how long the lease is; default: the consumer''s
+
+Returns ack_id (names this delivery), seq (names the message, the same at every redelivery: an idempotency key), the
+change, how often it was delivered, and metadata: commit_lsn, xid, and unchanged, the TOASTed columns that are not in
+record because the WAL did not repeat them. In order within each group. No rows: there is nothing, or the consumer is
+paused. Rolled back, it was never received.
+
+Errors: 42704 unknown consumer, 22023 bad argument, 42501 not the caller''s, 25006 read only transaction or replica,
+55000 wait above 0 in a stricter isolation level than read committed, 40001 try again (stricter isolation only).';
+
+-- Takes messages from a lane that the caller holds the lock of, whatever is in it: rows of held groups are passed by,
+-- and so are rows that are no message of this consumer, and versions of a row that a later one in sight has overtaken.
+create or replace function sequin._take(
+  consumer_id int, lane smallint, max_rows int, ack_wait interval, permits smallint[]
+)
+returns table (
+  ack_id bigint, seq bigint, action text, table_schema text, table_name text, record_pk text, record jsonb,
+  changes jsonb, committed_at timestamptz, deliver_count int, metadata jsonb
+)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+  c sequin.consumer;
+  v_state sequin.lane := sequin._lane(_take.consumer_id, _take.lane);
+  v_turn bigint := nextval('sequin.turn');
+  v_limit int;
+begin
+  select * into c from sequin.consumer c where c.id = _take.consumer_id;
+  v_limit := least(max_rows, c.max_ack_pending - v_state.tracked);
+  -- Where there is one group, a held one is the whole lane.
+  if v_state.lease is not null or v_limit <= 0 or v_state.held > 0 and c.lane_count = 1 then
+    return;
+  end if;
+  return query
+    with range as materialized (
+      select r.*, (row_number() over w - 1)::int as place, count(*) filter (where r.is_pick) over w as pick_count
+      from (
+        select r.*, r.is_message and not r.is_held
+                 and (not c.is_rows or r.record_pk is null
+                      or r.seq >= max(r.seq) filter (where r.is_message and not r.metadata ? 'unchanged')
+                                    over (partition by r.route_id, r.record_pk)) is not false as is_pick
+        from (
+          select r.*,
+                 v_state.held > 0 and exists (
+                   select from sequin.held_group g
+                   where g.consumer_id = c.id and g.lane = v_state.lane and g.group_hash = r.group_hash) as is_held,
+                 r.action in ('i', 'u', 'd', 'r') or r.action = 't' and 'truncate' = any (c.actions)
+                   or r.action = 'x' and c.is_rows as is_message
+          from sequin._rows(c, v_state.lane, v_state.upto_seq, 9223372036854775807, greatest(v_limit, 64)) r
+        ) r
+      ) r
+      window w as (order by r.seq)
+    ), picked as materialized (
+      select * from range r where r.is_pick and r.pick_count <= v_limit
+    ), leased as (
+      insert into sequin.lane (
+        consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed, held_back,
+        lease, leased_at, leased_until, out_count, picks, tracked, held, permits)
+      select c.id, v_state.lane, v_state.turn, v_turn, case when p.n > 0 then v_state.cursor_seq else r.last_seq end,
+             r.last_seq, v_state.passed + r.n, v_state.held_back + r.n_held,
+             case when p.n > 0 then v_turn end, case when p.n > 0 then clock_timestamp() end,
+             case when p.n > 0 then clock_timestamp() + _take.ack_wait end, p.n,
+             case when p.n < r.n then p.places end, v_state.tracked, v_state.held,
+             v_state.permits || _take.permits[1:p.n]
+      from (
+        select max(r.seq) as last_seq, count(*) as n, count(*) filter (where r.is_held) as n_held
+        from range r where r.pick_count <= v_limit) r
+      cross join (select count(*)::int as n, array_agg(p.place order by p.place) as places from picked p) p
+      where r.n > 0
+      on conflict do nothing
+      returning turn
+    )
+    select sequin._ack_id(v_turn, false, v_state.lane, p.place), p.seq, sequin._action(p.action), p.table_schema,
+           p.table_name, p.record_pk, p.record, case when not c.is_rows then p.changes end, p.committed_at, 1, p.metadata
+    from leased
+    cross join picked p
+    order by p.seq;
+end $$;

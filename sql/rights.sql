@@ -1,0 +1,79 @@
+-- Who is asking, and whether they may. Nearly every function here is a security definer, so that a role needs no
+-- right on a table: inside one, current_user is the owner of the schema, and the caller is _caller().
+
+-- The role in force outside: session_user alone is wrong after set role (PostgREST and Supabase log in as one role
+-- and become another). A user's own definer function does not lend its rights: this sees through it.
+create or replace function sequin._caller()
+returns name
+language sql
+stable
+as $$
+  select coalesce(nullif(pg_catalog.current_setting('role'), 'none'), session_user)::pg_catalog.name
+$$;
+
+-- Whether role has the rights of the schema's owner. Called from definer functions only.
+create or replace function sequin._is_owner(role name)
+returns boolean
+language sql
+stable
+as $$
+  select role operator(pg_catalog.=) current_user or pg_catalog.pg_has_role(role, current_user, 'usage')
+$$;
+
+-- 42501 unless the caller may select from the table, all of it: the log shows rows whole.
+create or replace function sequin._require_select(relation oid)
+returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_caller name := sequin._caller();
+  v_table text := relation::regclass::text;
+begin
+  if not has_table_privilege(v_caller, relation, 'select') then
+    raise insufficient_privilege using
+      message = format('role %I may not read table %s', v_caller, v_table),
+      hint = format('grant select on %s to %I;', v_table, v_caller);
+  end if;
+  if exists (select from pg_class c where c.oid = relation and c.relrowsecurity)
+     and not pg_has_role(v_caller, (select c.relowner from pg_class c where c.oid = relation), 'usage')
+     and not exists (select from pg_roles r where r.rolname = v_caller and (r.rolbypassrls or r.rolsuper)) then
+    raise insufficient_privilege using
+      message = format('table %s has row level security, and a stream shows every row', v_table),
+      hint = format('Let the owner of %s make the stream, or a role with BYPASSRLS.', v_table);
+  end if;
+end $$;
+
+-- Whether the caller may consume: the owner, or a role that was given it.
+create or replace function sequin._may_consume(consumer_id int)
+returns boolean
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_caller name := sequin._caller();
+begin
+  return sequin._is_owner(v_caller) or exists (
+    select from sequin.consumer_grant g
+    join pg_roles r on r.oid = g.role
+    where g.consumer_id = _may_consume.consumer_id and pg_has_role(v_caller, g.role, 'usage'));
+end $$;
+
+-- 25006 with a hint, where core would raise it without.
+create or replace function sequin._refuse_write(verb text)
+returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if current_setting('transaction_read_only') = 'on' then
+    raise read_only_sql_transaction using
+      message = format('%s writes, and this transaction is read only', verb),
+      hint = case when pg_is_in_recovery()
+        then 'This is a replica: route receive, ack and pop to the primary.'
+        else 'Route receive, ack and pop to the primary, in a read write transaction: drivers and proxies may take them for reads.' end;
+  end if;
+end $$;

@@ -1,0 +1,43 @@
+-- Segments: the partitions of the log, and of the feeds beside it. A segment belongs to one source and holds the
+-- seqs whose high 32 bits are its id.
+
+-- Makes the next segment of a source and returns its id. Attached, not created in place: that takes a share update
+-- exclusive lock on the log, which readers and the writer do not notice.
+create or replace function sequin._open_segment(source_id int)
+returns int
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_id int := nextval('sequin.log_segment_id');
+  v_parent text;
+begin
+  foreach v_parent in array '{log,feed}'::text[] loop
+    execute format('create table sequin.%I (like sequin.%I including defaults)', v_parent || '_' || v_id, v_parent);
+    execute format('alter table sequin.%I attach partition sequin.%I for values from (%s) to (%s)',
+      v_parent, v_parent || '_' || v_id, v_id::bigint << 32, (v_id + 1)::bigint << 32);
+  end loop;
+  insert into sequin.log_segment (id, source_id) values (v_id, source_id);
+  return v_id;
+end $$;
+
+-- Drops a segment. Takes an access exclusive lock on the log and the feed: the caller sets a lock_timeout.
+create or replace function sequin._drop_segment(id int)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute format('drop table sequin.%I', 'log_' || id);
+  execute format('drop table sequin.%I', 'feed_' || id);
+  delete from sequin.log_segment s where s.id = _drop_segment.id;
+end $$;
+
+-- The oldest seq that a source's log still has room for: anything below was dropped.
+create or replace function sequin._oldest_seq(source_id int)
+returns bigint
+language sql
+stable
+as $$
+  select min(s.id)::bigint << 32 from sequin.log_segment s where s.source_id = $1
+$$;

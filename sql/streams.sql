@@ -1,0 +1,372 @@
+-- Streams: which tables are captured, and how their changes are looked at.
+
+-- What a table is called in messages: schema-qualified, quoted where it must be.
+create or replace function sequin._table_name(relation oid)
+returns text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select format('%I.%I', n.nspname, c.relname)
+  from pg_class c join pg_namespace n on n.oid = c.relnamespace
+  where c.oid = relation
+$$;
+
+-- The columns that name a row: the primary key's, else those of the replica identity's index; none where the
+-- whole row is its identity.
+create or replace function sequin._key_columns(relation oid)
+returns text[]
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(
+    (select array_agg(a.attname::text order by k.position)
+     from (select i.indkey::int2[] as attnums
+           from pg_index i
+           where i.indrelid = relation and (i.indisprimary or i.indisreplident) and i.indislive
+           order by i.indisprimary desc
+           limit 1) i
+     cross join lateral unnest(i.attnums) with ordinality k(attnum, position)
+     join pg_attribute a on a.attrelid = relation and a.attnum = k.attnum),
+    '{}')
+$$;
+
+-- Whether an update or delete in the table (itself, not its partitions) can name its row when it is published.
+create or replace function sequin._has_replica_identity(relation oid)
+returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case c.relreplident
+    when 'f' then true
+    when 'd' then exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary and i.indimmediate)
+    when 'i' then exists (select from pg_index i where i.indrelid = c.oid and i.indisreplident)
+    else false
+  end
+  from pg_class c where c.oid = relation
+$$;
+
+-- Refuses a table that cannot be streamed, with the reason and the statement that mends it.
+-- 22023 what it is, 55000 the state it is in, 42501 whose it is, 0A000 what this server cannot do.
+create or replace function sequin._check_table(relation oid)
+returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_table text := sequin._table_name(relation);
+  v_class pg_class;
+  v_leaf oid;
+begin
+  select * into v_class from pg_class c where c.oid = relation;
+  if v_class.relkind not in ('r', 'p') then
+    raise invalid_parameter_value using
+      message = format('%s is %s, not a table', v_table, case v_class.relkind
+        when 'v' then 'a view' when 'm' then 'a materialized view' when 'f' then 'a foreign table'
+        when 'S' then 'a sequence' when 'i' then 'an index' else 'something else' end),
+      hint = 'Its changes are not in the write-ahead log as rows of its own. Stream the tables it is made from.';
+  end if;
+  if v_class.relnamespace = 'sequin'::regnamespace or v_class.relnamespace = 'pg_catalog'::regnamespace
+     or v_class.relnamespace = 'information_schema'::regnamespace then
+    raise invalid_parameter_value using
+      message = format('%s belongs to %s and cannot be streamed', v_table,
+        case when v_class.relnamespace = 'sequin'::regnamespace then 'Sequin itself' else 'the system' end),
+      hint = 'Stream tables of your own.';
+  end if;
+  if v_class.relpersistence = 't' then
+    raise object_not_in_prerequisite_state using
+      message = format('%s is a temporary table', v_table),
+      hint = 'Its changes are not in the write-ahead log. Make it a table: create table … as table ' || v_table || ';';
+  end if;
+  if v_class.relpersistence = 'u' then
+    raise object_not_in_prerequisite_state using
+      message = format('%s is an unlogged table', v_table),
+      hint = format('alter table %s set logged;', v_table);
+  end if;
+  if v_class.relispartition then
+    raise invalid_parameter_value using
+      message = format('%s is a partition', v_table),
+      hint = format('A partitioned table is one table: stream %s.', (
+        with recursive up(oid, depth) as (
+          select relation, 0
+          union all
+          select i.inhparent, up.depth + 1 from up join pg_inherits i on i.inhrelid = up.oid
+        )
+        select sequin._table_name(up.oid) from up order by up.depth desc limit 1));
+  end if;
+  if v_class.relkind = 'p' and current_setting('server_version_num')::int < 130000 then
+    raise feature_not_supported using
+      message = format('%s is partitioned, and PostgreSQL 12 cannot publish a partitioned table', v_table),
+      hint = 'Upgrade to PostgreSQL 13 or newer.';
+  end if;
+  if not pg_has_role(current_user, v_class.relowner, 'usage') then
+    raise insufficient_privilege using
+      message = format('%s belongs to %I, and only its owner may publish it', v_table, pg_get_userbyid(v_class.relowner)),
+      hint = format('grant %I to %I;', pg_get_userbyid(v_class.relowner), current_user);
+  end if;
+
+  -- Publishing a table without a replica identity would make its owner's UPDATEs and DELETEs fail.
+  for v_leaf in
+    with recursive down(oid) as (
+      select relation
+      union all
+      select i.inhrelid from down join pg_inherits i on i.inhparent = down.oid
+      where v_class.relkind = 'p'
+    )
+    select d.oid from down d order by d.oid
+  loop
+    if not sequin._has_replica_identity(v_leaf) then
+      raise object_not_in_prerequisite_state using
+        message = format('%s has no primary key or replica identity, so its updates and deletes would fail once published',
+          sequin._table_name(v_leaf)),
+        hint = format('alter table %1$s add primary key (…); or, where it has none: alter table %1$s replica identity full;',
+          sequin._table_name(v_leaf));
+    end if;
+    -- To be a column that full identity must publish, and virtual, which cannot be published: 18 and newer.
+    if current_setting('server_version_num')::int >= 180000 and exists (
+         select from pg_class c join pg_attribute a on a.attrelid = c.oid
+         where c.oid = v_leaf and c.relreplident = 'f' and a.attgenerated = 'v' and not a.attisdropped) then
+      raise object_not_in_prerequisite_state using
+        message = format('%s has replica identity full and a virtual generated column: its updates and deletes would fail once published',
+          sequin._table_name(v_leaf)),
+        hint = format('alter table %s replica identity default;', sequin._table_name(v_leaf));
+    end if;
+  end loop;
+end $$;
+
+-- Puts a table into the publication, unless it is there. Waits for transactions that are writing to it, and keeps
+-- others from starting until the caller commits: a row written before the table was published is not captured,
+-- whenever its transaction commits, so that nothing else keeps the promise that no later commit is missed.
+create or replace function sequin._publish(source sequin.source, relation oid)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not exists (select from pg_publication p where p.pubname = source.publication_name) then
+    raise object_not_in_prerequisite_state using
+      message = format('publication "%s" does not exist', source.publication_name),
+      hint = 'It was dropped after Sequin was installed. Start the bridge: it says what was lost, and what to do.';
+  end if;
+  if exists (
+       select from pg_publication p
+       join pg_publication_rel r on r.prpubid = p.oid
+       where p.pubname = source.publication_name and r.prrelid = relation) then
+    return;
+  end if;
+  execute format('lock table %s in share mode', sequin._table_name(relation));
+  execute format('alter publication %I add table %s', source.publication_name, sequin._table_name(relation));
+end $$;
+
+-- Registers tables and makes the stream. See create_stream, which has resolved the names as its caller sees them.
+create or replace function sequin._create_stream(
+  name text, relations oid[], mode text, sort_column text, source text, if_not_exists boolean
+)
+returns text
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_source sequin.source;
+  v_old sequin.stream;
+  v_old_relations oid[];
+  v_stream_id int;
+  v_relation oid;
+begin
+  perform sequin._check_name('stream', name);
+  if mode is null or mode not in ('rows', 'changes') then
+    raise invalid_parameter_value using
+      message = format('stream "%s": mode is ''rows'' or ''changes'', not %s', name, coalesce(quote_literal(mode), 'null')),
+      hint = 'rows: the newest version of each row. changes: every change, with the old values.';
+  end if;
+  select * into v_source from sequin.source s where s.name = _create_stream.source;
+  if not found then
+    raise undefined_object using
+      message = format('source "%s" does not exist', source),
+      hint = sequin._did_you_mean(source, array(select s.name from sequin.source s), 'select * from sequin.sources;');
+  end if;
+  foreach v_relation in array relations loop
+    perform sequin._require_select(v_relation);
+    if sort_column is not null and not exists (
+         select from pg_attribute a
+         where a.attrelid = v_relation and a.attname = sort_column and a.attnum > 0 and not a.attisdropped) then
+      raise undefined_column using
+        message = format('sort_column: table %s has no column "%s"', sequin._table_name(v_relation), sort_column),
+        hint = sequin._did_you_mean(sort_column,
+          array(select a.attname::text from pg_attribute a
+                where a.attrelid = v_relation and a.attnum > 0 and not a.attisdropped),
+          'It orders the rows that exist already; leave it out for the primary key.');
+    end if;
+  end loop;
+
+  -- Two that make the same stream at once: the second waits here, and then finds it made.
+  perform pg_advisory_xact_lock(hashtextextended('sequin.create_stream', 7190235));
+  select * into v_old from sequin.stream s where s.name = _create_stream.name;
+  if found then
+    select array_agg(t.relation_oid order by st.position) into v_old_relations
+    from sequin.stream_table st join sequin.source_table t on t.id = st.table_id
+    where st.stream_id = v_old.id;
+    if if_not_exists and v_old_relations = relations and v_old.mode = mode
+       and v_old.sort_column is not distinct from sort_column and v_old.source_id = v_source.id then
+      return 'unchanged';
+    end if;
+    raise duplicate_object using
+      message = format('stream "%s" exists already%s', name, case when if_not_exists then ', and is another one' else '' end),
+      hint = case when if_not_exists
+        then format('It is %s of %s. Give this one another name, or sequin.drop_stream(%L) first.', v_old.mode,
+               (select string_agg(coalesce(sequin._table_name(o.relation), 'a dropped table'), ', ')
+                from unnest(v_old_relations) o(relation)), name)
+        else 'if_not_exists => true makes the same definition a no-op.' end;
+  end if;
+
+  insert into sequin.stream (name, source_id, mode, sort_column)
+  values (name, v_source.id, mode, sort_column)
+  returning id into v_stream_id;
+  foreach v_relation in array relations loop
+    perform sequin._check_table(v_relation);
+    perform sequin._publish(v_source, v_relation);
+    insert into sequin.source_table (source_id, relation_oid, schema_name, table_name, key_columns)
+    select v_source.id, c.oid, n.nspname, c.relname, sequin._key_columns(c.oid)
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.oid = v_relation
+    on conflict (source_id, relation_oid) do update
+      set schema_name = excluded.schema_name, table_name = excluded.table_name, key_columns = excluded.key_columns;
+    insert into sequin.stream_table (stream_id, table_id, position)
+    select v_stream_id, t.id, array_position(relations, v_relation)
+    from sequin.source_table t
+    where t.source_id = v_source.id and t.relation_oid = v_relation;
+  end loop;
+
+  if mode = 'changes' then
+    for v_relation in
+      with recursive down(oid) as (
+        select r.oid from unnest(relations) r(oid)
+        union all
+        select i.inhrelid from down join pg_inherits i on i.inhparent = down.oid
+      )
+      select c.oid from down d join pg_class c on c.oid = d.oid where c.relkind = 'r' and c.relreplident <> 'f' order by c.oid
+    loop
+      raise warning using
+        message = format('old values of %s: only its key, as its replica identity is not full', sequin._table_name(v_relation)),
+        hint = format('alter table %s replica identity full;', sequin._table_name(v_relation));
+    end loop;
+  end if;
+  if v_source.slot_name is null
+     or not exists (select from pg_replication_slots s where s.slot_name = v_source.slot_name) then
+    raise warning using
+      message = 'no bridge has run on this database yet: changes are captured from when one first starts',
+      hint = 'sequin bridge --database-url …';
+  end if;
+  return 'created';
+end $$;
+
+create or replace function sequin.create_stream(
+  name text,
+  tables text[],
+  mode text default 'rows',
+  sort_column text default null,
+  source text default 'local',
+  if_not_exists boolean default false
+)
+returns text
+language plpgsql
+as $$
+-- Not a definer and no search_path of its own: names are looked up as the caller's regclass would.
+declare
+  v_name text;
+  v_relation pg_catalog.oid;
+  v_relations pg_catalog.oid[] := '{}';
+begin
+  if tables is null or pg_catalog.cardinality(tables) = 0 then
+    raise invalid_parameter_value using
+      message = pg_catalog.format('stream "%s" has no tables', name),
+      hint = 'Name one or more: ''{orders, billing.invoices}''.';
+  end if;
+  if source is distinct from 'local' then
+    raise feature_not_supported using
+      message = 'streams of other databases are not in this version',
+      hint = 'Leave source out to stream this database''s own tables.';
+  end if;
+  foreach v_name in array tables loop
+    v_relation := pg_catalog.to_regclass(v_name);
+    if v_relation is null then
+      raise undefined_object using
+        message = pg_catalog.format('table "%s" does not exist', v_name),
+        hint = sequin._did_you_mean(v_name, array(
+          select case when pg_catalog.pg_table_is_visible(c.oid) then c.relname::text
+                 else pg_catalog.format('%I.%I', n.nspname, c.relname) end
+          from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+          where c.relkind in ('r', 'p') and n.nspname not in ('pg_catalog', 'information_schema', 'sequin')
+            and pg_catalog.has_table_privilege(c.oid, 'select')
+          limit 1000),
+          'Names are looked up by search_path; write schema.table, and quote mixed case inside: ''{"\"Orders\""}''.');
+    end if;
+    if v_relation = any (v_relations) then
+      raise invalid_parameter_value using
+        message = pg_catalog.format('stream "%s" names table "%s" twice', name, v_name),
+        hint = 'Name each table once.';
+    end if;
+    v_relations := v_relations || v_relation;
+  end loop;
+  return sequin._create_stream(name, v_relations, mode, sort_column, source, coalesce(if_not_exists, false));
+end $$;
+comment on function sequin.create_stream(text, text[], text, text, text, boolean) is
+'Makes a stream over one or more tables and puts them into the publication.
+
+name           1 to 48 bytes, kept as given
+tables         looked up by search_path, as regclass does: ''{orders, billing.invoices}''
+mode           ''rows'': a message is the newest version of a row; ''changes'': every change, with the old values
+sort_column    orders the rows that exist already; default: the primary key
+source         the database the tables are in; ''local'' is this one
+if_not_exists  the same definition again is a no-op
+
+Returns created or unchanged. Needs SELECT on each table. Waits for transactions that are writing to a table that was
+not published before, and blocks new ones until this one commits, so that no change committed later is missed.
+
+Errors: 42704 unknown table or source, 42710 the name is taken, 22023 bad argument, or not a table, 42703 unknown
+sort_column, 42501 no right, 55000 a table that cannot be streamed as it is (the hint mends it), 0A000 a partitioned
+table on PostgreSQL 12.';
+
+create or replace function sequin.drop_stream(name text, if_exists boolean default false)
+returns text
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_stream sequin.stream;
+  v_table record;
+begin
+  if if_exists and not exists (select from sequin.stream s where s.name = drop_stream.name) then
+    return 'absent';
+  end if;
+  v_stream := sequin._stream(name);
+  if exists (select from sequin.consumer c where c.stream_id = v_stream.id) then
+    raise object_not_in_prerequisite_state using
+      message = format('stream "%s" has consumers', name),
+      hint = (select string_agg(format('select sequin.drop_consumer(%L);', c.name), ' ' order by c.name)
+              from sequin.consumer c where c.stream_id = v_stream.id);
+  end if;
+  delete from sequin.stream s where s.id = v_stream.id;
+  for v_table in
+    select t.*, p.pubname
+    from sequin.source_table t
+    join sequin.source s on s.id = t.source_id
+    join pg_publication p on p.pubname = s.publication_name
+    join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = t.relation_oid
+    where t.source_id = v_stream.source_id
+      and not exists (select from sequin.stream_table st where st.table_id = t.id)
+  loop
+    execute format('alter publication %I drop table %s', v_table.pubname, sequin._table_name(v_table.relation_oid));
+  end loop;
+  return 'dropped';
+end $$;
+comment on function sequin.drop_stream(text, boolean) is
+'Drops a stream, and takes tables that no other stream needs out of the publication.
+
+Returns dropped, or absent where if_exists is true and there was none.
+Errors: 42704 unknown stream, 55000 it has consumers: drop them first.';

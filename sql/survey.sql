@@ -1,0 +1,152 @@
+-- Where a consumer's next messages are, when that is not obvious: it is nearly caught up, or its lanes are busy.
+
+-- What a survey found. lanes have messages to hand out, in the order of their first one, so many each; expired ones
+-- hold a lease that ran out; stuck ones keep others waiting behind a lease that has not.
+do $$
+begin
+  if to_regtype('sequin._survey') is null then
+    create type sequin._survey as (lanes smallint[], limits int[], expired smallint[], stuck smallint[]);
+  end if;
+end $$;
+
+-- Looks at the lanes that may have something, and at nothing else: those that were busy when last looked, and those
+-- with messages since. Chooses the next max_rows messages in seq order, lane by lane. What it learns it writes down
+-- in sequin.floor, when that saves the next one work. Up to 256 messages behind the order over all lanes is seq
+-- order; further behind ("deep") any busy lane will do, and receive takes one without a survey.
+create or replace function sequin._survey(c sequin.consumer, max_rows int, may_write boolean)
+returns sequin._survey
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
+as $$
+declare
+  v_depth constant int := 256;
+  v_look int;                      -- rows to look at, a lane
+  v_floor sequin.floor;
+  v_head bigint;
+  v_fresh int := 0;                -- messages since the floor, or so
+  v_lanes smallint[];
+  v_survey sequin._survey;
+  v_busy smallint[];
+  v_waiting bigint;
+  v_is_deep boolean;
+begin
+  select * into v_floor from sequin.floor f where f.consumer_id = c.id order by f.step desc limit 1;
+  -- The head first: the lanes are looked at later, so whatever is at or before it is seen.
+  if c.reads = 'feed' then
+    select p.seq into v_head from sequin.feed_progress p where p.feed_id = c.feed_id order by p.step desc limit 1;
+  else
+    select p.last_seq into v_head
+    from sequin.stream s
+    cross join lateral (
+      select p.last_seq from sequin.progress p where p.source_id = s.source_id order by p.step desc limit 1) p
+    where s.id = c.stream_id;
+  end if;
+
+  if c.lane_count = 1 then
+    v_lanes := '{0}';
+  elsif c.reads = 'feed' then
+    select coalesce(max(p.total) - min(p.total), 0),
+           array(select b.lane::smallint from generate_series(0, 63) b(lane) where (bit_or(p.lanes) >> b.lane) & 1 = 1)
+      into v_fresh, v_lanes
+    from sequin.feed_progress p
+    where p.feed_id = c.feed_id and p.seq > v_floor.seq;
+    v_lanes := array(select unnest(v_floor.busy) union select unnest(v_lanes));
+  else
+    select count(*), array_agg(distinct l.lane) into v_fresh, v_lanes
+    from (
+      select l.lane
+      from unnest(c.routes) r(id)
+      cross join lateral (
+        select l.lane, l.seq from sequin.log l
+        where l.route_id = r.id and l.seq > v_floor.seq
+        order by l.seq
+        limit v_depth + 1) l
+      order by l.seq
+      limit v_depth + 1) l;
+    v_lanes := array(select unnest(v_floor.busy) union select unnest(v_lanes));
+  end if;
+  if v_fresh > v_depth then
+    v_lanes := array(select generate_series(0, c.lane_count - 1)::smallint);
+  elsif v_lanes = '{}' then
+    return v_survey;
+  end if;
+  v_look := greatest(8, least(max_rows, 2 * v_depth / cardinality(v_lanes)));
+
+  with lane as materialized (
+    select s.*
+    from unnest(v_lanes) n(lane)
+    cross join lateral (
+      select s.lane, s.upto_seq, s.lease, s.leased_at, s.leased_until, s.tracked, s.held
+      from sequin.lane s
+      where s.consumer_id = c.id and s.lane = n.lane
+      order by s.prev desc
+      limit 1) s
+  ), next as materialized (
+    select s.lane, s.lease is null and (s.held = 0 or c.lane_count > 1) as is_free, n.seq
+    from lane s
+    cross join lateral (
+      select l.seq
+      from unnest(case when c.reads = 'key' then c.routes end) r(id)
+      cross join lateral (
+        select l.seq from sequin.log l
+        where l.route_id = r.id and l.lane = s.lane and l.seq > s.upto_seq
+        order by l.seq
+        limit v_look) l
+      union all
+      select l.seq
+      from unnest(case when c.reads = 'total' then c.routes end) r(id)
+      cross join lateral (
+        select l.seq from sequin.log l
+        where l.route_id = r.id and l.seq > s.upto_seq
+        order by l.seq
+        limit v_look) l
+      union all
+      (select f.seq from sequin.feed f
+       where c.reads = 'feed' and f.feed_id = c.feed_id and f.lane = s.lane and f.seq > s.upto_seq
+       order by f.seq
+       limit v_look)
+    ) n
+  ), waiting as materialized (
+    select n.lane, min(n.seq) as first_seq, count(*) as row_count from next n where n.is_free group by n.lane
+  ), chosen as (
+    select n.lane, min(n.seq) as first_seq, count(*) as row_count
+    from (select * from next n where n.is_free order by n.seq limit max_rows) n
+    group by n.lane
+  )
+  select
+    (select array_agg(h.lane order by h.first_seq) from chosen h),
+    (select array_agg(case when h.row_count < v_look then h.row_count::int else max_rows end order by h.first_seq) from chosen h),
+    (select array_agg(s.lane) from lane s where s.leased_until <= clock_timestamp()),
+    (select array_agg(s.lane) from lane s
+     where s.leased_until > clock_timestamp() and s.leased_at < clock_timestamp() - interval '100 milliseconds'
+       and exists (select from next n where n.lane = s.lane)),
+    array(select s.lane from lane s
+          where s.lease is not null or exists (select from next n where n.lane = s.lane)
+          order by s.lane),
+    (select count(*) from next n),
+    (select array_agg(w.lane order by random()) from waiting w)
+  into v_survey.lanes, v_survey.limits, v_survey.expired, v_survey.stuck, v_busy, v_waiting, v_lanes;
+
+  -- Far behind, a batch comes from as few lanes as hold it, so that others find lanes free.
+  v_is_deep := v_waiting >= v_depth;
+  if v_is_deep and v_lanes is not null then
+    v_survey.lanes := v_lanes;
+    v_survey.limits := array_fill(max_rows, array[cardinality(v_lanes)]);
+  end if;
+  if c.lane_count > 1
+     and (v_fresh >= 8 or v_is_deep <> v_floor.is_deep or v_survey.lanes is null and (v_fresh > 0 or v_busy <> v_floor.busy)
+          or sequin._segment_end(v_floor.seq) < sequin._segment_end(v_head))
+     -- Not by one that goes on waiting: what it has written is nobody's until it returns.
+     and (may_write or v_survey.lanes is not null)
+     -- One writer: a row that is not committed yet would have to be waited for.
+     and pg_try_advisory_xact_lock(hashtextextended(c.name, 7190236)) then
+    insert into sequin.floor (consumer_id, step, seq, busy, is_deep)
+    values (c.id, v_floor.step + 1, v_head, v_busy, v_is_deep)
+    on conflict do nothing;
+  end if;
+  return v_survey;
+end $$;

@@ -1,0 +1,197 @@
+-- What time does by itself, a little at a time, each call a short transaction of the bridge's: leases that run out,
+-- floors that rise, feeds that follow, rows that nobody needs any more.
+
+-- The consumers there are.
+create or replace function sequin.bridge_consumers()
+returns table (consumer_id int, has_feed boolean)
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select c.id, c.reads = 'feed' from sequin.consumer c order by c.id
+$$;
+comment on function sequin.bridge_consumers() is 'For the bridge: the consumers to tend.';
+
+-- Starts a consumer that waits to be, expires its leases, brings its floor up. Whether something was there to do.
+create or replace function sequin.bridge_tend(consumer_id int)
+returns boolean
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c sequin.consumer;
+  v_survey sequin._survey;
+begin
+  select * into c from sequin.consumer t where t.id = consumer_id;
+  if not found then
+    return false;
+  elsif c.start_seq is null then
+    return sequin._start(c.id);
+  end if;
+  v_survey := sequin._survey(c, 1, true);
+  return sequin._expire(c, v_survey.expired, null) > 0;
+end $$;
+comment on function sequin.bridge_tend(int) is
+'For the bridge, every second or so: starts a consumer, ends leases that have run out. Returns whether it did.';
+
+-- Adds the next messages to a consumer's feed. How many rows of the log it looked at.
+create or replace function sequin.bridge_feed(consumer_id int, max_rows int)
+returns bigint
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c sequin.consumer;
+begin
+  -- Shared with other work on the consumer, but not with alter_consumer, which changes the feed.
+  select * into c from sequin.consumer t where t.id = consumer_id for key share skip locked;
+  if not found or c.reads <> 'feed' or c.start_seq is null then
+    return 0;
+  end if;
+  return sequin._feed(c, max_rows);
+end $$;
+comment on function sequin.bridge_feed(int, int) is
+'For the bridge, after each batch: adds at most max_rows rows of the log to a consumer''s feed. Returns how many it looked
+at: fewer than max_rows, and the feed has caught up.';
+
+-- Tells whoever listens on "sequin.<consumer>" that there is something, for consumers of these routes that are not far
+-- behind; and for those whose messages have come due since.
+create or replace function sequin.bridge_notify(routes int[])
+returns bigint
+language sql
+security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+as $$
+  select count(pg_notify('sequin.' || c.name, ''))
+  from sequin.consumer c
+  left join lateral (
+    select f.is_deep from sequin.floor f where f.consumer_id = c.id order by f.step desc limit 1) f on true
+  where c.paused_at is null
+    and (c.routes && $1 and f.is_deep is not true
+         or exists (
+           select from sequin.delivery d
+           where d.consumer_id = c.id and d.due_at between clock_timestamp() - interval '2 seconds' and clock_timestamp()))
+$$;
+comment on function sequin.bridge_notify(int[]) is
+'For the bridge, at most every few milliseconds: notifies the consumers of these routes. Returns how many.';
+
+-- Removes rows that newer ones have replaced: of a consumer's lanes, its floor, its feed''s progress. bounds are what
+-- the last call returned for the consumer, so that no scan starts among the dead; null at first.
+create or replace function sequin.bridge_trim(consumer_id int, bounds bigint[])
+returns bigint[]
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+declare
+  c sequin.consumer;
+  s sequin.lane;
+  v_step bigint;
+  v_bounds bigint[] := coalesce(bounds, array_fill(-1::bigint, array[66]));
+begin
+  select * into c from sequin.consumer t where t.id = consumer_id;
+  for v_lane in 0..coalesce(c.lane_count, 0) - 1 loop
+    s := sequin._lane(consumer_id, v_lane::smallint);
+    continue when s.prev is null or s.prev <= v_bounds[v_lane + 1];
+    delete from sequin.lane l
+    where l.consumer_id = bridge_trim.consumer_id and l.lane = v_lane and l.prev < s.prev and l.prev >= v_bounds[v_lane + 1];
+    v_bounds[v_lane + 1] := s.prev;
+  end loop;
+  select max(f.step) into v_step from sequin.floor f where f.consumer_id = bridge_trim.consumer_id;
+  if v_step > v_bounds[65] then
+    delete from sequin.floor f
+    where f.consumer_id = bridge_trim.consumer_id and f.step < v_step and f.step >= v_bounds[65];
+    v_bounds[65] := v_step;
+  end if;
+  if c.feed_id is not null then
+    -- Those from the floor on say which lanes have news.
+    select max(p.step) into v_step
+    from sequin.feed_progress p
+    where p.feed_id = c.feed_id
+      and p.seq <= (select f.seq from sequin.floor f where f.consumer_id = c.id order by f.step desc limit 1);
+    if v_step > v_bounds[66] then
+      delete from sequin.feed_progress p where p.feed_id = c.feed_id and p.step < v_step and p.step >= v_bounds[66];
+      v_bounds[66] := v_step;
+    end if;
+  end if;
+  return v_bounds;
+end $$;
+comment on function sequin.bridge_trim(int, bigint[]) is
+'For the bridge, every few seconds: removes the replaced rows of a consumer. Returns bounds for the next call.';
+
+-- The same for a source: its progress, and its tables' tallies.
+create or replace function sequin.bridge_trim_source(source_id int, bound bigint)
+returns bigint
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+declare
+  v_step bigint;
+begin
+  -- A few are kept: a bridge that was taken over from must still meet the row that took over.
+  select max(p.step) - 8 into v_step from sequin.progress p where p.source_id = bridge_trim_source.source_id;
+  if v_step <= coalesce(bound, -1) then
+    return bound;
+  end if;
+  delete from sequin.progress p
+  where p.source_id = bridge_trim_source.source_id and p.step < v_step and p.step >= coalesce(bound, -1);
+  delete from sequin.tally y
+  using (
+    select t.id, (select max(y.seq) from sequin.tally y where y.route_id = t.id) as newest
+    from sequin.source_table t where t.source_id = bridge_trim_source.source_id) n
+  where y.route_id = n.id and y.seq < n.newest
+    and not exists (select from sequin.consumer c where c.start_seq is null and c.start_base <= y.seq);
+  return v_step;
+end $$;
+comment on function sequin.bridge_trim_source(int, bigint) is
+'For the bridge, every few seconds: removes the replaced rows of a source. Returns the bound for the next call.';
+
+-- Counters for rates, and what is left of consumers that were dropped while a worker was at it.
+create or replace function sequin.bridge_sample()
+returns bigint
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+as $$
+declare
+  v_count bigint;
+begin
+  insert into sequin.consumer_sample (consumer_id, sampled_at, handed_out)
+  select c.id, clock_timestamp(), p.total
+  from sequin.consumer c
+  cross join lateral (
+    select coalesce(sum(s.passed - s.held_back), 0) as total
+    from generate_series(0, c.lane_count - 1) n(lane)
+    cross join lateral (
+      select s.passed, s.held_back from sequin.lane s
+      where s.consumer_id = c.id and s.lane = n.lane::smallint
+      order by s.prev desc
+      limit 1) s) p
+  left join lateral (
+    select m.handed_out from sequin.consumer_sample m
+    where m.consumer_id = c.id
+    order by m.sampled_at desc
+    limit 1) m on true
+  -- A consumer at rest writes nothing.
+  where p.total is distinct from m.handed_out;
+  get diagnostics v_count = row_count;
+  delete from sequin.consumer_sample m where m.sampled_at < clock_timestamp() - interval '5 minutes'
+    and exists (
+      select from sequin.consumer_sample n where n.consumer_id = m.consumer_id and n.sampled_at > m.sampled_at);
+  perform sequin._forget(l.consumer_id)
+  from (select distinct l.consumer_id from sequin.floor l) l
+  where not exists (select from sequin.consumer c where c.id = l.consumer_id);
+  return v_count;
+end $$;
+comment on function sequin.bridge_sample() is
+'For the bridge, every ten seconds: samples counters for deliveries_per_minute. Returns how many consumers moved.';

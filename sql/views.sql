@@ -1,0 +1,98 @@
+-- What there is. Views for the owner, and for roles that may configure.
+
+create or replace view sequin.sources as
+select s.name, s.database_id, s.conninfo is null as is_local, s.slot_name, s.publication_name,
+       case when s.error is null then 'ok' else 'error' end as state, s.error, s.created_at
+from sequin.source s;
+comment on view sequin.sources is 'Databases whose tables are streamed. What a source is reached by is never shown.';
+
+create or replace view sequin.streams as
+select s.name, c.name as source, s.mode, s.sort_column,
+       (select array_agg(format('%I.%I', t.schema_name, t.table_name) order by st.position)
+        from sequin.stream_table st join sequin.source_table t on t.id = st.table_id
+        where st.stream_id = s.id) as tables,
+       (select count(*) from sequin.consumer n where n.stream_id = s.id) as consumer_count,
+       s.created_at
+from sequin.stream s
+join sequin.source c on c.id = s.source_id;
+comment on view sequin.streams is 'Streams, and the tables they are made of.';
+
+create or replace view sequin.consumers as
+select c.id, c.name, s.name as stream,
+       case when c.paused_at is not null then 'paused' when c.start_seq is null then 'starting' else 'active' end as state,
+       c.filter, c.transform, c.actions, c.group_by, c.start_at, c.ack_wait, c.max_deliver, c.max_ack_pending, c.backoff,
+       c.max_backoff, c.paused_at, c.created_at
+from sequin.consumer c
+join sequin.stream s on s.id = c.stream_id;
+comment on view sequin.consumers is
+'Consumers and their options. state: starting (it waits for the log to pass the moment it was made), active, paused.';
+
+create or replace view sequin.messages as
+select s.name as stream, l.seq, sequin._action(l.action) as action, l.table_schema, l.table_name, l.record_pk, l.record,
+       case when s.mode = 'changes' then l.changes end as changes, l.committed_at, l.metadata
+from sequin.stream s
+join sequin.stream_table t on t.stream_id = s.id
+join sequin.log l on l.route_id = t.table_id
+where l.action <> 'x' or s.mode = 'rows';
+comment on view sequin.messages is
+'The kept log, as each stream has it. Ask by stream and seq, or stream and record_pk: those are indexed.';
+
+-- A consumer's messages that are out, or on their way back.
+create or replace function sequin._deliveries(c sequin.consumer)
+returns table (
+  ack_id bigint, seq bigint, action text, table_schema text, table_name text, record_pk text, deliver_count int,
+  state text, delivered_at timestamptz, expires_at timestamptz, due_at timestamptz, error text
+)
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select sequin._ack_id(s.lease, false, s.lane, r.place), r.seq, sequin._action(r.action), r.table_schema, r.table_name,
+         r.record_pk, 1, case when s.leased_until > clock_timestamp() then 'out' else 'expired' end, s.leased_at,
+         s.leased_until, null, null
+  from generate_series(0, c.lane_count - 1) n(lane)
+  cross join lateral (select (sequin._lane(c.id, n.lane::smallint)).*) s
+  cross join lateral (
+    select r.*, (row_number() over (order by r.seq) - 1)::int as place
+    from sequin._rows(c, s.lane, s.cursor_seq, s.upto_seq, 2147483647) r) r
+  where s.lease is not null and r.place = any (sequin._unsettled((
+    select l from sequin.lane l where l.consumer_id = c.id and l.lane = s.lane and l.turn = s.turn)))
+  union all
+  select case when d.is_out then sequin._ack_id(d.lease, true, d.lane, d.pick) end, d.seq, sequin._action(d.action),
+         d.table_schema, d.table_name, d.record_pk, d.deliver_count,
+         case when not d.is_out then 'waiting' when d.not_before > clock_timestamp() then 'out' else 'expired' end,
+         d.leased_at, case when d.is_out then d.not_before end, case when not d.is_out then d.not_before end, d.error
+  from sequin.delivery d
+  where d.consumer_id = c.id
+$$;
+
+create or replace view sequin.deliveries as
+select c.name as consumer, d.*
+from sequin.consumer c
+cross join lateral sequin._deliveries(c) d
+where c.start_seq is not null;
+comment on view sequin.deliveries is
+'Messages that were handed out and are not acknowledged. state: out (until expires_at), expired (its worker is late), or
+waiting (given back or taken back: from due_at on it comes again, in its turn).';
+
+create or replace view sequin.dead_letters as
+select c.name as consumer, d.seq, sequin._action(d.action) as action, d.table_schema, d.table_name, d.record_pk, d.record,
+       case when not c.is_rows then d.changes end as changes, d.committed_at, d.metadata, d.deliver_count, d.error, d.dead_at
+from sequin.dead_letter d
+join sequin.consumer c on c.id = d.consumer_id;
+comment on view sequin.dead_letters is
+'Messages that were given up after max_deliver deliveries. sequin.redrive(consumer, seqs) puts them back.';
+
+create or replace view sequin.webhooks as
+select null::int as id, null::text as name, null::text as stream, null::text as url, null::text as state where false;
+comment on view sequin.webhooks is 'Webhooks: not in this version, and so always empty.';
+
+create or replace view sequin.pipelines as
+select null::text as name, null::text as source_table, null::text as event_table, null::text[] as actions,
+       null::text as filter, null::interval as retention, null::text as state where false;
+comment on view sequin.pipelines is 'Change capture pipelines: not in this version, and so always empty.';
+
+create or replace view sequin.backfills as
+select null::bigint as id, null::text as consumer, null::text as state, null::bigint as rows_done,
+       null::bigint as rows_total where false;
+comment on view sequin.backfills is 'Backfills: not in this version, and so always empty.';
