@@ -1,0 +1,211 @@
+package changelog
+
+import (
+	"context"
+	"encoding/binary"
+	"sync"
+
+	"github.com/jackc/pglogrepl"
+)
+
+const (
+	chunkSize = 256 << 10 // a transaction larger than this is handed over in pieces
+	maxQueued = 16 << 20  // bytes that wait for the writer before the reader does
+)
+
+// chunk is some rows of the log as a message of COPY, and, at the end of a transaction, its position.
+type chunk struct {
+	buf     []byte // 'd', length, rows
+	segment int32
+	counts  []routeCount
+
+	endLSN  pglogrepl.LSN // 0: the transaction goes on
+	lastSeq int64
+}
+
+type routeCount struct {
+	route int32
+	count int64
+}
+
+const chunkHeader = 5
+
+var buffers = sync.Pool{New: func() any { return make([]byte, 0, chunkSize+chunkSize/4) }}
+
+func newChunk(segment int32) chunk {
+	return chunk{buf: append(buffers.Get().([]byte)[:0], 'd', 0, 0, 0, 0), segment: segment}
+}
+
+// free gives a chunk's buffer back, unless a huge row made it huge.
+func (c *chunk) free() {
+	if cap(c.buf) <= 2*chunkSize {
+		buffers.Put(c.buf) //nolint:staticcheck // a slice header a chunk is nothing beside its rows
+	}
+	c.buf = nil
+}
+
+// add counts a row.
+func (c *chunk) add(route int32) { c.counts = addCount(c.counts, route, 1) }
+
+func addCount(counts []routeCount, route int32, n int64) []routeCount {
+	for i := len(counts) - 1; i >= 0; i-- {
+		if counts[i].route == route {
+			counts[i].count += n
+			return counts
+		}
+	}
+	return append(counts, routeCount{route, n})
+}
+
+// message returns the chunk as a CopyData message.
+func (c *chunk) message() []byte {
+	binary.BigEndian.PutUint32(c.buf[1:], uint32(len(c.buf)-1))
+	return c.buf
+}
+
+// Queue holds rows between the reader of the slot, which puts, and the writer of the log, which takes.
+type Queue struct {
+	mu      sync.Mutex
+	chunks  []chunk
+	bytes   int
+	endLSN  pglogrepl.LSN // of the last transaction that was put whole
+	written pglogrepl.LSN // of the last transaction that is in the log
+	horizon pglogrepl.LSN // see Writer.Horizon: what was asked for
+	ended   bool
+
+	wake chan struct{} // there is something to take
+	room chan struct{} // there is room again
+}
+
+// NewQueue returns a queue for what follows a position.
+func NewQueue(applied pglogrepl.LSN) *Queue {
+	return &Queue{endLSN: applied, written: applied, wake: make(chan struct{}, 1), room: make(chan struct{}, 1)}
+}
+
+// Commit puts the rest of a transaction, which ends here.
+func (q *Queue) Commit(e *Encoder, endLSN pglogrepl.LSN) {
+	c := e.rows
+	e.rows = chunk{}
+	if len(c.buf) == chunkHeader && len(c.counts) == 0 && !q.isOpen() {
+		c.free() // nothing of it is streamed: it leaves no trace
+		return
+	}
+	c.endLSN, c.lastSeq = endLSN, e.seq
+	q.mu.Lock()
+	q.endLSN = endLSN
+	if last := len(q.chunks) - 1; last >= 0 && q.chunks[last].segment == c.segment && len(q.chunks[last].buf)+len(c.buf) <= chunkSize {
+		// Small transactions share a chunk.
+		q.chunks[last].buf = append(q.chunks[last].buf, c.buf[chunkHeader:]...)
+		for _, n := range c.counts {
+			q.chunks[last].counts = addCount(q.chunks[last].counts, n.route, n.count)
+		}
+		q.chunks[last].endLSN, q.chunks[last].lastSeq = c.endLSN, c.lastSeq
+		q.bytes += len(c.buf)
+		q.mu.Unlock()
+		c.free()
+	} else {
+		q.chunks = append(q.chunks, c)
+		q.bytes += len(c.buf)
+		q.mu.Unlock()
+	}
+	signal(q.wake)
+}
+
+// Spill puts what there is of an open transaction, once that is worth it.
+func (q *Queue) Spill(e *Encoder) {
+	if len(e.rows.buf) < chunkSize {
+		return
+	}
+	c := e.rows
+	e.rows = newChunk(c.segment)
+	q.mu.Lock()
+	q.chunks = append(q.chunks, c)
+	q.bytes += len(c.buf)
+	q.endLSN = 0
+	q.mu.Unlock()
+	signal(q.wake)
+}
+
+// isOpen tells whether a part of an unfinished transaction has been put.
+func (q *Queue) isOpen() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.endLSN == 0
+}
+
+// Full returns a channel that is closed, or receives, when there may be room; nil where there is.
+func (q *Queue) Full() <-chan struct{} {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.bytes < maxQueued {
+		return nil
+	}
+	return q.room
+}
+
+// Written returns the end of the last transaction that is in the log, and whether that is all that was put.
+func (q *Queue) Written() (lsn pglogrepl.LSN, isAll bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.written, q.written == q.endLSN
+}
+
+// AskHorizon has the writer put it on record that the slot may be confirmed up to lsn.
+func (q *Queue) AskHorizon(lsn pglogrepl.LSN) {
+	q.mu.Lock()
+	q.horizon = lsn
+	q.mu.Unlock()
+	signal(q.wake)
+}
+
+// End says that nothing more is put: the writer ends once everything is written.
+func (q *Queue) End() {
+	q.mu.Lock()
+	q.ended = true
+	q.mu.Unlock()
+	signal(q.wake)
+}
+
+// take returns all that is there, or what was asked besides. It waits for either; with neither, the queue has ended.
+func (q *Queue) take(ctx context.Context) (chunks []chunk, horizon pglogrepl.LSN, err error) {
+	for {
+		q.mu.Lock()
+		chunks, q.chunks = q.chunks, nil
+		horizon, q.horizon = q.horizon, 0
+		q.bytes = 0
+		ended := q.ended
+		q.mu.Unlock()
+		if len(chunks) > 0 {
+			signal(q.room)
+		}
+		if len(chunks) > 0 || horizon > 0 || ended {
+			return chunks, horizon, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, 0, context.Cause(ctx)
+		case <-q.wake:
+		}
+	}
+}
+
+// isEmpty tells whether there is nothing to take.
+func (q *Queue) isEmpty() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.chunks) == 0
+}
+
+func (q *Queue) setWritten(lsn pglogrepl.LSN) {
+	q.mu.Lock()
+	q.written = lsn
+	q.mu.Unlock()
+}
+
+// signal wakes the one that waits, or will.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,141 @@
+package changelog
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+)
+
+// form is how a type's text becomes JSON: as to_jsonb would have it, where text is enough to tell.
+type form struct {
+	kind  formKind
+	elem  *form // of an array
+	delim byte  // of an array
+}
+
+type formKind byte
+
+const (
+	asString      formKind = iota
+	asBool                 // t, f
+	asNumber               // but for NaN and the infinities, which JSON does not have
+	asJSON                 // as it is, where jsonb can hold it
+	asJSONB                // as it is
+	asTimestamp            // ISO 8601
+	asTimestamptz          // ISO 8601, with minutes in the offset
+	asArray
+)
+
+var builtinForms = map[uint32]*form{
+	pgtype.BoolOID:        {kind: asBool},
+	pgtype.Int2OID:        {kind: asNumber},
+	pgtype.Int4OID:        {kind: asNumber},
+	pgtype.Int8OID:        {kind: asNumber},
+	pgtype.Float4OID:      {kind: asNumber},
+	pgtype.Float8OID:      {kind: asNumber},
+	pgtype.NumericOID:     {kind: asNumber},
+	pgtype.JSONOID:        {kind: asJSON},
+	pgtype.JSONBOID:       {kind: asJSONB},
+	pgtype.TimestampOID:   {kind: asTimestamp},
+	pgtype.TimestamptzOID: {kind: asTimestamptz},
+	pgtype.TextOID:        {kind: asString},
+	pgtype.VarcharOID:     {kind: asString},
+	pgtype.BPCharOID:      {kind: asString},
+	pgtype.UUIDOID:        {kind: asString},
+	pgtype.DateOID:        {kind: asString},
+	pgtype.ByteaOID:       {kind: asString},
+}
+
+// Queryer is a connection, or a pool of them, to the database that the types are of.
+type Queryer interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// Types knows what kinds of value a source's types are. It asks the source for those that are not built in, once.
+type Types struct {
+	known map[uint32]*form
+}
+
+// NewTypes returns a Types that knows the built-in ones.
+func NewTypes() *Types {
+	t := &Types{known: make(map[uint32]*form, 2*len(builtinForms))}
+	for oid, f := range builtinForms {
+		t.known[oid] = f
+	}
+	return t
+}
+
+// A domain is what it is over; an array is told by how it is read; whatever else there is travels as its text.
+const typesQuery = `
+with recursive wanted(oid, base) as (
+  select w.oid, w.oid from unnest($1::oid[]) w(oid)
+  union all
+  select w.oid, t.typbasetype from wanted w join pg_catalog.pg_type t on t.oid = w.base and t.typtype = 'd'
+), base as (
+  select w.oid, t.oid as base, t.typelem, t.typdelim, t.typinput = 'pg_catalog.array_in'::pg_catalog.regproc as is_array
+  from wanted w join pg_catalog.pg_type t on t.oid = w.base
+  where t.typtype <> 'd'
+)
+select b.oid, b.base, case when b.is_array then b.typelem else 0::oid end, coalesce(e.typdelim, ',')
+from base b left join pg_catalog.pg_type e on e.oid = b.typelem and b.is_array`
+
+// load finds out about types that are not known yet.
+func (t *Types) load(ctx context.Context, db Queryer, oids []uint32) error {
+	type found struct {
+		oid, base, elem uint32
+		delim           string
+	}
+	for range 4 { // an array of a domain over an array of a domain is as deep as it gets
+		var unknown []uint32
+		for _, oid := range oids {
+			if t.known[oid] == nil {
+				unknown = append(unknown, oid)
+			}
+		}
+		if len(unknown) == 0 {
+			return nil
+		}
+		rows, err := db.Query(ctx, typesQuery, unknown)
+		if err != nil {
+			return fmt.Errorf("read types: %w", err)
+		}
+		all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (f found, err error) {
+			err = row.Scan(&f.oid, &f.base, &f.elem, &f.delim)
+			return f, err
+		})
+		if err != nil {
+			return fmt.Errorf("read types: %w", err)
+		}
+		there := make(map[uint32]bool, len(all))
+		var elems []uint32
+		for _, f := range all {
+			there[f.oid] = true
+			switch {
+			case f.elem != 0 && t.known[f.elem] == nil:
+				elems = append(elems, f.elem)
+			case f.elem != 0:
+				t.known[f.oid] = &form{kind: asArray, elem: t.known[f.elem], delim: f.delim[0]}
+			case t.known[f.base] != nil:
+				t.known[f.oid] = t.known[f.base]
+			default:
+				t.known[f.oid] = &form{kind: asString}
+			}
+		}
+		for _, oid := range unknown {
+			if !there[oid] { // dropped since
+				t.known[oid] = &form{kind: asString}
+			}
+		}
+		oids = append(elems, oids...)
+	}
+	return nil
+}
+
+func (t *Types) form(oid uint32) *form {
+	if f := t.known[oid]; f != nil {
+		return f
+	}
+	return &form{kind: asString}
+}

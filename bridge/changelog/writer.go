@@ -1,0 +1,208 @@
+package changelog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+)
+
+const (
+	maxBatchBytes = 4 << 20               // a batch of small transactions ends here, even if more have come
+	maxBatchTime  = 50 * time.Millisecond // or here
+)
+
+// Batch is what a commit of the log added.
+type Batch struct {
+	LastSeq int64
+	Routes  []int32
+	EndLSN  pglogrepl.LSN
+}
+
+// Writer puts a queue's rows into the log. One connection, its own.
+type Writer struct {
+	conn     *pgconn.PgConn
+	queue    *Queue
+	sourceID int32
+	step     int64 // of the progress row that the next one follows
+
+	// Written is called after each batch, in the writer's goroutine.
+	Written func(Batch)
+	// HorizonWritten is called when the slot may be confirmed so far.
+	HorizonWritten func(pglogrepl.LSN)
+
+	buf    []byte
+	counts []routeCount
+}
+
+// NewWriter returns a writer that follows the progress row of this step.
+func NewWriter(conn *pgconn.PgConn, queue *Queue, sourceID int32, step int64) *Writer {
+	return &Writer{conn: conn, queue: queue, sourceID: sourceID, step: step}
+}
+
+// Run writes batches until the queue ends or the context does. A batch that is not whole by then is not written.
+func (w *Writer) Run(ctx context.Context) error {
+	for {
+		chunks, horizon, err := w.queue.take(ctx)
+		if err != nil {
+			return err
+		}
+		if horizon > 0 && len(chunks) == 0 {
+			if err := w.writeHorizon(ctx, horizon); err != nil {
+				return fmt.Errorf("write horizon: %w", err)
+			}
+			continue
+		}
+		if len(chunks) == 0 {
+			return nil
+		}
+		for len(chunks) > 0 {
+			if chunks, err = w.writeBatch(ctx, chunks); err != nil {
+				return fmt.Errorf("write log: %w", err)
+			}
+		}
+	}
+}
+
+// errCut ends a batch whose transaction will not be finished.
+var errCut = errors.New("the transaction was cut off")
+
+// writeBatch writes one batch: from these chunks on, up to the end of a transaction at which the queue has no more for
+// now, or the batch is large enough, or the log goes on in another segment. It returns the chunks that it left.
+func (w *Writer) writeBatch(ctx context.Context, chunks []chunk) (rest []chunk, err error) {
+	began := time.Now()
+	segment := chunks[0].segment
+	w.counts = w.counts[:0]
+	w.buf = appendQuery(w.buf[:0], "begin; copy sequin.log_"+strconv.Itoa(int(segment))+" ("+copyColumns+") from stdin (format binary)")
+	w.buf = append(w.buf, 'd', 0, 0, 0, 4+19)
+	w.buf = append(w.buf, "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"...)
+	bytes := 0
+	var last chunk
+batch:
+	for {
+		for len(chunks) > 0 && chunks[0].segment == segment {
+			c := chunks[0]
+			chunks = chunks[1:]
+			// Small chunks go out with what is around them.
+			if bytes += len(c.buf); len(w.buf)+len(c.buf) <= 64<<10 {
+				w.buf = append(w.buf, c.message()...)
+			} else {
+				if err := w.send(w.buf); err != nil {
+					return nil, err
+				}
+				w.buf = w.buf[:0]
+				if err := w.send(c.message()); err != nil {
+					return nil, err
+				}
+			}
+			for _, n := range c.counts {
+				w.counts = addCount(w.counts, n.route, n.count)
+			}
+			c.free()
+			last = c
+			if last.endLSN > 0 && (bytes >= maxBatchBytes || time.Since(began) >= maxBatchTime) {
+				break batch
+			}
+		}
+		if last.endLSN > 0 && (len(chunks) > 0 || w.queue.isEmpty()) {
+			break
+		}
+		if last.endLSN == 0 && len(chunks) == 0 && len(w.buf) > 0 {
+			if err := w.send(w.buf); err != nil {
+				return nil, err
+			}
+			w.buf = w.buf[:0]
+		}
+		more, horizon, err := w.queue.take(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if horizon == 0 && len(more) == 0 && last.endLSN == 0 {
+			return nil, errCut
+		}
+		chunks = append(chunks, more...)
+	}
+	w.buf = append(w.buf, 'd', 0, 0, 0, 6, 0xff, 0xff, 'c', 0, 0, 0, 4)
+	w.buf = appendQuery(w.buf, w.commitSQL(last))
+	if err := w.send(w.buf); err != nil {
+		return nil, err
+	}
+	if err := w.answers(ctx, 2); err != nil {
+		return nil, err
+	}
+	w.step++
+	w.queue.setWritten(last.endLSN)
+	batch := Batch{LastSeq: last.lastSeq, EndLSN: last.endLSN}
+	for _, n := range w.counts {
+		batch.Routes = append(batch.Routes, n.route)
+	}
+	w.Written(batch)
+	return chunks, nil
+}
+
+// commitSQL ends a batch whose last chunk is this.
+func (w *Writer) commitSQL(last chunk) string {
+	var routes, counts strings.Builder
+	for i, n := range w.counts {
+		if i > 0 {
+			routes.WriteByte(',')
+			counts.WriteByte(',')
+		}
+		routes.WriteString(strconv.Itoa(int(n.route)))
+		counts.WriteString(strconv.FormatInt(n.count, 10))
+	}
+	return fmt.Sprintf("select sequin.bridge_commit(%d, %d, '%s', %d, '{%s}', '{%s}'); commit",
+		w.sourceID, w.step, last.endLSN, last.lastSeq, routes.String(), counts.String())
+}
+
+func (w *Writer) writeHorizon(ctx context.Context, lsn pglogrepl.LSN) error {
+	w.buf = appendQuery(w.buf[:0], fmt.Sprintf("select sequin.bridge_horizon(%d, %d, '%s')", w.sourceID, w.step, lsn))
+	if err := w.send(w.buf); err != nil {
+		return err
+	}
+	if err := w.answers(ctx, 1); err != nil {
+		return err
+	}
+	w.step++
+	w.HorizonWritten(lsn)
+	return nil
+}
+
+// appendQuery appends a Query message.
+func appendQuery(b []byte, sql string) []byte {
+	n := 4 + len(sql) + 1
+	b = append(b, 'Q', byte(n>>24), byte(n>>16), byte(n>>8), byte(n))
+	b = append(b, sql...)
+	return append(b, 0)
+}
+
+// send sends messages as they are.
+func (w *Writer) send(messages []byte) error {
+	return w.conn.Frontend().SendUnbufferedEncodedCopyData(messages)
+}
+
+// answers reads up to the ends of this many queries. The first error is what went wrong; the others follow from it.
+func (w *Writer) answers(ctx context.Context, queries int) error {
+	var first error
+	for queries > 0 {
+		m, err := w.conn.ReceiveMessage(ctx)
+		if err != nil {
+			return err
+		}
+		switch m := m.(type) {
+		case *pgproto3.ErrorResponse:
+			if first == nil {
+				first = pgconn.ErrorResponseToPgError(m)
+			}
+		case *pgproto3.ReadyForQuery:
+			queries--
+		}
+	}
+	return first
+}

@@ -1,0 +1,140 @@
+// Package slot speaks to a replication slot: finds out how it stands, makes it, reads it, confirms it.
+package slot
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+)
+
+// pinned are the settings that values are printed under, so that their text means one thing, whatever the database or
+// the role says. An empty search_path has names in values (of regclass, say) printed with their schema.
+var pinned = map[string]string{
+	"application_name":   "sequin bridge",
+	"bytea_output":       "hex",
+	"client_encoding":    "UTF8",
+	"DateStyle":          "ISO",
+	"extra_float_digits": "3",
+	"IntervalStyle":      "postgres",
+	"lc_monetary":        "C",
+	"replication":        "database",
+	"search_path":        "",
+	"TimeZone":           "UTC",
+}
+
+const readBuffer = 256 << 10
+
+// Conn is a replication connection.
+type Conn struct {
+	pg *pgconn.PgConn
+}
+
+// Connect opens a replication connection. notice gets what the server has to say meanwhile.
+func Connect(ctx context.Context, databaseURL string, notice func(*pgconn.Notice)) (*Conn, error) {
+	config, err := pgconn.ParseConfig(databaseURL)
+	if err != nil {
+		return nil, err
+	}
+	for name, value := range pinned {
+		config.RuntimeParams[name] = value
+	}
+	config.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) { notice(n) }
+	config.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+		return pgproto3.NewFrontend(bufio.NewReaderSize(r, readBuffer), w)
+	}
+	pg, err := pgconn.ConnectConfig(ctx, config)
+	if err != nil {
+		return nil, fmt.Errorf("connect for replication: %w", err)
+	}
+	return &Conn{pg: pg}, nil
+}
+
+// Identify returns what server this is, and how far it has written.
+func (c *Conn) Identify(ctx context.Context) (pglogrepl.IdentifySystemResult, error) {
+	id, err := pglogrepl.IdentifySystem(ctx, c.pg)
+	if err != nil {
+		return id, fmt.Errorf("identify system: %w", err)
+	}
+	return id, nil
+}
+
+// Start begins to read a slot, from a position on. 55006 where another reads it.
+func (c *Conn) Start(ctx context.Context, name, publication string, from pglogrepl.LSN) error {
+	err := pglogrepl.StartReplication(ctx, c.pg, pgx.Identifier{name}.Sanitize(), from, pglogrepl.StartReplicationOptions{
+		Mode: pglogrepl.LogicalReplication,
+		PluginArgs: []string{
+			"proto_version '1'",
+			"publication_names " + quoteLiteral(pgx.Identifier{publication}.Sanitize()),
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("start replication: %w", err)
+	}
+	return nil
+}
+
+func quoteLiteral(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
+
+// ErrEnded is returned when the server ends the stream: it is shutting down.
+var ErrEnded = errors.New("the server has ended the stream")
+
+// Receive returns the payload of the next message of the stream: 'w' (data) or 'k' (keepalive) and what follows. It is
+// good until the next call. At the deadline it returns an error of which Timeout is true, and nothing is lost.
+func (c *Conn) Receive() ([]byte, error) {
+	for {
+		m, err := c.pg.ReceiveMessage(context.Background())
+		if err != nil {
+			return nil, err
+		}
+		switch m := m.(type) {
+		case *pgproto3.CopyData:
+			return m.Data, nil
+		case *pgproto3.ErrorResponse:
+			return nil, pgconn.ErrorResponseToPgError(m)
+		case *pgproto3.CopyDone, *pgproto3.CommandComplete:
+			return nil, ErrEnded
+		}
+	}
+}
+
+// Timeout tells whether Receive ended at the deadline.
+func Timeout(err error) bool {
+	var timeout net.Error
+	return errors.As(err, &timeout) && timeout.Timeout()
+}
+
+// SetReadDeadline sets when Receive ends at the latest. It may be called from anywhere.
+func (c *Conn) SetReadDeadline(t time.Time) { _ = c.pg.Conn().SetReadDeadline(t) }
+
+// Confirm tells the server that everything before flushed is safe. With ask, it answers with a keepalive at once.
+func (c *Conn) Confirm(ctx context.Context, flushed pglogrepl.LSN, ask bool) error {
+	// A server that takes nothing any more must not hold the reader.
+	_ = c.pg.Conn().SetWriteDeadline(time.Now().Add(10 * time.Second))
+	err := pglogrepl.SendStandbyStatusUpdate(ctx, c.pg, pglogrepl.StandbyStatusUpdate{
+		WALWritePosition: flushed,
+		WALFlushPosition: flushed,
+		WALApplyPosition: flushed,
+		ReplyRequested:   ask,
+	})
+	if err != nil {
+		return fmt.Errorf("confirm %s: %w", flushed, err)
+	}
+	return nil
+}
+
+// Close ends the connection.
+func (c *Conn) Close() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = c.pg.Close(ctx)
+}
