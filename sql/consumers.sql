@@ -118,7 +118,7 @@ begin
   elsif v_consumer.start_seq is not null then
     return true;
   end if;
-  select p.applied_lsn,
+  select greatest(p.applied_lsn, p.horizon_lsn),
          coalesce(
            (select min(l.seq) - 1
             from unnest(v_consumer.routes) r(id)

@@ -70,8 +70,8 @@ func (w *Writer) Run(ctx context.Context) error {
 	}
 }
 
-// errCut ends a batch whose transaction will not be finished.
-var errCut = errors.New("the transaction was cut off")
+// ErrCut ends a batch whose transaction will not be finished.
+var ErrCut = errors.New("the transaction was cut off")
 
 // writeBatch writes one batch: from these chunks on, up to the end of a transaction at which the queue has no more for
 // now, or the batch is large enough, or the log goes on in another segment. It returns the chunks that it left.
@@ -124,7 +124,7 @@ batch:
 			return nil, err
 		}
 		if horizon == 0 && len(more) == 0 && last.endLSN == 0 {
-			return nil, errCut
+			return nil, ErrCut
 		}
 		chunks = append(chunks, more...)
 	}

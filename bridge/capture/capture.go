@@ -1,0 +1,200 @@
+package capture
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgerrcode"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"sequin/bridge/changelog"
+)
+
+// Config is what a Capture needs.
+type Config struct {
+	DatabaseURL string
+	Log         *slog.Logger
+	Source      string // default: local
+
+	// Segment is called for the segment of the log to go on in, before each transaction.
+	Segment func() int32
+	// Claimed is called when this bridge has taken the source over, in this segment of the log.
+	Claimed func(Claim)
+	// Written is called after each batch.
+	Written func(changelog.Batch)
+	// Lost is called when capturing ends, for whatever reason, after Claimed.
+	Lost func()
+}
+
+// Claim is what a bridge holds of a source.
+type Claim struct {
+	SourceID int32
+	Segment  int32
+	LastSeq  int64
+}
+
+// Capture keeps a source's log up.
+type Capture struct {
+	config  Config
+	log     *slog.Logger
+	refused string // the last refusal that was logged
+	waiting bool   // whether it was logged that another bridge has the slot
+}
+
+// How long between two looks at a slot that is not to be had, and after something went wrong.
+const (
+	waitBetweenLooks = time.Second
+	minBackoff       = 200 * time.Millisecond
+	maxBackoff       = 5 * time.Second
+)
+
+// New returns a Capture.
+func New(config Config) *Capture {
+	config.Source = cmp.Or(config.Source, "local")
+	return &Capture{config: config, log: config.Log.With("component", "capture", "source", config.Source)}
+}
+
+// Run captures until the context ends; then what was read is written and confirmed.
+func (c *Capture) Run(ctx context.Context) {
+	backoff := minBackoff
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := c.capture(ctx)
+		if ctx.Err() != nil {
+			if err != nil {
+				c.log.Warn("stopped before everything was confirmed: it is read again next time", "err", err)
+			}
+			return
+		}
+		if time.Since(began) > time.Minute {
+			backoff = minBackoff
+		}
+		wait := backoff
+		var refusal *Refusal
+		switch {
+		case errors.Is(err, errSlotInUse):
+			wait = waitBetweenLooks
+			if !c.waiting {
+				c.log.Info("another bridge is at work: standing by", "reason", err)
+				c.waiting = true
+			}
+		case errors.As(err, &refusal):
+			wait = waitBetweenLooks
+			if c.refused != refusal.Reason {
+				c.log.Error("not capturing: "+refusal.Reason, "hint", refusal.Hint)
+				c.refused = refusal.Reason
+			}
+			c.report(ctx, refusal)
+		default:
+			c.log.Warn("capture was interrupted", "err", err, "again_in", wait)
+			backoff = min(2*backoff, maxBackoff)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+}
+
+// errSlotInUse is returned where another bridge reads the slot, or has taken the source over.
+var errSlotInUse = errors.New("the slot is in use")
+
+func isSlotInUse(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == pgerrcode.ObjectInUse
+}
+
+// report puts a refusal where health() shows it.
+func (c *Capture) report(ctx context.Context, r *Refusal) {
+	conn, err := pgx.Connect(ctx, c.config.DatabaseURL)
+	if err == nil {
+		defer conn.Close(context.WithoutCancel(ctx))
+		_, err = conn.Exec(ctx, `select sequin.bridge_error(s.source_id, $2, $3) from sequin.bridge_source($1) s`,
+			c.config.Source, r.Reason, r.Hint)
+	}
+	if err != nil && ctx.Err() == nil {
+		c.log.Warn("cannot record why the source is not captured", "err", err)
+	}
+}
+
+// capture takes the source over and captures it, until something ends that.
+func (c *Capture) capture(ctx context.Context) error {
+	s, err := c.open(ctx)
+	if err != nil {
+		if isSlotInUse(err) {
+			return fmt.Errorf("%w: %w", errSlotInUse, err)
+		}
+		return err
+	}
+	defer s.close()
+	c.waiting, c.refused = false, ""
+	c.log.Info("capturing", "slot", s.slotName, "from", s.applied)
+	c.config.Claimed(Claim{SourceID: s.sourceID, Segment: s.segment, LastSeq: s.lastSeq})
+	defer c.config.Lost()
+	err = s.run(ctx)
+	if isSlotInUse(err) {
+		return fmt.Errorf("%w: %w", errSlotInUse, err)
+	}
+	return err
+}
+
+// run reads and writes until the context ends, or either fails.
+func (s *session) run(ctx context.Context) error {
+	// Either side's end is the other's; a stop from outside lets the writer finish first.
+	reading, stopReading := context.WithCancelCause(ctx)
+	defer stopReading(nil)
+	writing, stopWriting := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWriting()
+	// A server that takes nothing any more must not hold the writer.
+	defer context.AfterFunc(writing, func() { _ = s.write.Conn().SetDeadline(time.Unix(1, 0)) })()
+
+	var parts sync.WaitGroup
+	var writeErr error
+	parts.Go(func() {
+		if writeErr = s.writer.Run(writing); writeErr != nil {
+			stopReading(writeErr)
+		}
+	})
+	parts.Go(func() {
+		if err := s.watch(reading); err != nil {
+			stopReading(err)
+		}
+	})
+	readErr := s.read(reading)
+	stopReading(readErr)
+	s.queue.End()
+	// A batch in the middle of a transaction is not waited for: the rest of it will not come.
+	timer := time.AfterFunc(drainTime, stopWriting)
+	defer timer.Stop()
+	parts.Wait()
+
+	switch {
+	case ctx.Err() == nil:
+		return context.Cause(reading)
+	case writeErr != nil && !errors.Is(writeErr, context.Canceled) && !errors.Is(writeErr, changelog.ErrCut):
+		return writeErr
+	}
+	return s.confirmLast(context.WithoutCancel(ctx))
+}
+
+// drainTime is how long a bridge that is told to stop takes to write what it has read.
+const drainTime = 5 * time.Second
+
+// watch waits for the server to end: it ends this connection at once, and the slot's only when the slot's has
+// confirmed everything up to the server's last word, which is not ours to confirm.
+func (s *session) watch(ctx context.Context) error {
+	for {
+		if _, err := s.watcher.WaitForNotification(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("watch the server: %w", err)
+		}
+	}
+}
