@@ -95,8 +95,9 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 	s.write = writer.PgConn()
 	var applied string
 	var step int64
-	err = s.catalog.QueryRow(ctx, `select step, applied_lsn, last_seq, segment from sequin.bridge_claim($1, $2, $3, $4, o.oid::bigint, $5)
-		cross join pg_catalog.pg_database o where o.datname = pg_catalog.current_database()`,
+	err = s.catalog.QueryRow(ctx, `select c.step, c.applied_lsn, c.last_seq, c.segment
+		from pg_catalog.pg_database d cross join lateral sequin.bridge_claim($1, $2, $3, $4, d.oid::bigint, $5) c
+		where d.datname = pg_catalog.current_database()`,
 		s.sourceID, s.slotName, id.SystemID, id.Timeline, begin.String()).
 		Scan(&step, &applied, &s.lastSeq, &s.segment)
 	if err == nil {
