@@ -1,0 +1,97 @@
+package schema
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Uninstall removes everything that Sequin has put into a database: slots, publication, schema, and with it every
+// consumer's position and the change log. Tables that were streamed stay as they are. It refuses while a bridge is at
+// work.
+func Uninstall(ctx context.Context, databaseURL string, log *slog.Logger) error {
+	conn, err := pgx.Connect(ctx, databaseURL)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if err := settle(ctx, conn); err != nil {
+		return err
+	}
+	if _, err := conn.Exec(ctx, `select pg_catalog.pg_advisory_lock($1)`, lockKey); err != nil {
+		return fmt.Errorf("wait for another installation to end: %w", err)
+	}
+	slots, publications, err := belongings(ctx, conn)
+	if err != nil {
+		return err
+	}
+	for _, s := range slots {
+		if s.activePID != nil {
+			return fmt.Errorf("slot %s is in use by process %d: stop the bridge first", s.name, *s.activePID)
+		}
+	}
+	// The schema first: should that fail, the slot still has what was not captured.
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		for _, name := range publications {
+			if _, err := tx.Exec(ctx, `drop publication if exists `+pgx.Identifier{name}.Sanitize()); err != nil {
+				return fmt.Errorf("drop publication %s: %w", name, err)
+			}
+		}
+		if _, err := tx.Exec(ctx, `drop schema if exists sequin cascade`); err != nil {
+			return fmt.Errorf("drop schema: %w", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, s := range slots {
+		if _, err := conn.Exec(ctx, `select pg_catalog.pg_drop_replication_slot($1)`, s.name); err != nil {
+			return fmt.Errorf("drop slot %s: %w", s.name, err)
+		}
+		log.Info("dropped slot", "slot", s.name)
+	}
+	log.Info("uninstalled")
+	return nil
+}
+
+type ownSlot struct {
+	name      string
+	activePID *int32
+}
+
+// belongings returns what of Sequin's is outside its schema. Without a schema, a slot by the name that a bridge gives
+// is still one.
+func belongings(ctx context.Context, conn *pgx.Conn) (slots []ownSlot, publications []string, err error) {
+	names := []string{}
+	var isThere bool
+	err = conn.QueryRow(ctx, `select pg_catalog.to_regclass('sequin.source') is not null`).Scan(&isThere)
+	if err != nil {
+		return nil, nil, fmt.Errorf("look at the schema: %w", err)
+	}
+	publications = []string{"sequin"}
+	if isThere {
+		err = conn.QueryRow(ctx, `select coalesce(array_agg(s.slot_name) filter (where s.slot_name is not null), '{}'),
+			coalesce(array_agg(distinct s.publication_name), '{}') from sequin.source s where s.conninfo is null`).
+			Scan(&names, &publications)
+		if err != nil {
+			return nil, nil, fmt.Errorf("read sources: %w", err)
+		}
+	}
+	rows, err := conn.Query(ctx, `select s.slot_name::text, s.active_pid from pg_catalog.pg_replication_slots s
+		join pg_catalog.pg_database d on d.datname = s.database
+		where d.datname = pg_catalog.current_database() and (s.slot_name = any ($1) or s.slot_name = 'sequin_' || d.oid)`, names)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read slots: %w", err)
+	}
+	slots, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (s ownSlot, err error) {
+		err = row.Scan(&s.name, &s.activePID)
+		return s, err
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("read slots: %w", err)
+	}
+	return slots, publications, nil
+}

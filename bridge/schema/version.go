@@ -1,0 +1,128 @@
+package schema
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Version is that of the schema in this program.
+const Version = "0.1.0"
+
+// State is how a database's schema compares with this program's.
+type State int
+
+// What a schema may be.
+const (
+	Missing State = iota // there is none
+	Older                // sequin migrate brings it up
+	Same
+	Changed // the same version, with another text
+	Newer   // of a later program than this
+)
+
+// Errors of Check.
+var (
+	ErrMissing = errors.New("the database has no sequin schema: run sequin migrate")
+	ErrOlder   = errors.New("the database's sequin schema is older than this program: run sequin migrate")
+	ErrNewer   = errors.New("the database's sequin schema is newer than this program: upgrade the program")
+)
+
+// Status is what is installed.
+type Status struct {
+	State     State
+	Version   string // of what is installed
+	Migration int64  // the last that was run
+	Pending   int64  // how many are left
+	Checksum  string // of the functions and views
+	AppliedAt time.Time
+}
+
+// Look finds out what is installed.
+func Look(ctx context.Context, conn *pgx.Conn) (Status, error) {
+	var s Status
+	var isThere bool
+	err := conn.QueryRow(ctx, `select pg_catalog.to_regclass('sequin.sql_version') is not null
+		and pg_catalog.to_regclass('sequin.goose_db_version') is not null`).Scan(&isThere)
+	if err != nil {
+		return s, fmt.Errorf("look at the schema: %w", err)
+	}
+	target, count, err := newestMigration()
+	if err != nil {
+		return s, err
+	}
+	s.Pending = count
+	if !isThere {
+		return s, nil
+	}
+	err = conn.QueryRow(ctx, `select coalesce(max(g.version_id), 0), count(*) filter (where g.version_id > 0)
+		from sequin.goose_db_version g where g.is_applied`).Scan(&s.Migration, &s.Pending)
+	if err != nil {
+		return s, fmt.Errorf("look at migrations: %w", err)
+	}
+	s.Pending = max(0, count-s.Pending)
+	err = conn.QueryRow(ctx, `select v.version, v.checksum, v.applied_at from sequin.sql_version v order by v.id desc limit 1`).
+		Scan(&s.Version, &s.Checksum, &s.AppliedAt)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return s, nil
+	}
+	if err != nil {
+		return s, fmt.Errorf("look at functions and views: %w", err)
+	}
+	_, checksum, err := layer()
+	if err != nil {
+		return s, err
+	}
+	switch order := compareVersions(s.Version, Version); {
+	case s.Migration > target || order > 0:
+		s.State = Newer
+	case s.Migration < target || order < 0:
+		s.State = Older
+	case s.Checksum != checksum:
+		s.State = Changed
+	default:
+		s.State = Same
+	}
+	return s, nil
+}
+
+// Check refuses a schema that is not this program's, and says which of the two to bring up.
+func Check(ctx context.Context, conn *pgx.Conn) error {
+	s, err := Look(ctx, conn)
+	if err != nil {
+		return err
+	}
+	switch s.State {
+	case Missing:
+		return ErrMissing
+	case Older:
+		return fmt.Errorf("%w (it is %s, the program's is %s)", ErrOlder, s.Version, Version)
+	case Newer:
+		return fmt.Errorf("%w (it is %s, the program's is %s)", ErrNewer, s.Version, Version)
+	}
+	return nil
+}
+
+// compareVersions orders 1.2.3 and 1.10.0 as versions are.
+func compareVersions(a, b string) int {
+	as, bs := strings.Split(a, "."), strings.Split(b, ".")
+	for i := range max(len(as), len(bs)) {
+		if d := part(as, i) - part(bs, i); d != 0 {
+			return d
+		}
+	}
+	return 0
+}
+
+func part(version []string, i int) int {
+	if i >= len(version) {
+		return 0
+	}
+	n, _ := strconv.Atoi(version[i])
+	return n
+}
