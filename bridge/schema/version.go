@@ -126,3 +126,17 @@ func part(version []string, i int) int {
 	n, _ := strconv.Atoi(version[i])
 	return n
 }
+
+func (s State) String() string {
+	switch s {
+	case Missing:
+		return "missing: sequin migrate installs it"
+	case Older:
+		return "older than this program: sequin migrate brings it up"
+	case Newer:
+		return "newer than this program: upgrade the program"
+	case Changed:
+		return "functions and views of the same version, with another text: sequin migrate installs this program's"
+	}
+	return "current"
+}

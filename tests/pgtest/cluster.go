@@ -1,0 +1,115 @@
+package pgtest
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"sequin/bridge/localpg"
+)
+
+// Major returns the major version that is tested with, 0 for the newest there is.
+func Major() int {
+	n, err := strconv.Atoi(os.Getenv("PGTEST_MAJOR"))
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+var shared struct {
+	sync.Mutex
+	cluster  *localpg.Cluster
+	dir      string
+	err      error
+	template string
+}
+
+// Main runs a package's tests, and stops the server that they have shared.
+func Main(m *testing.M) {
+	code := m.Run()
+	if shared.cluster != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if err := shared.cluster.Stop(ctx, localpg.Immediate); err != nil {
+			fmt.Fprintln(os.Stderr, "pgtest:", err)
+			code = max(code, 1)
+		}
+	}
+	if shared.dir != "" {
+		_ = os.RemoveAll(shared.dir)
+	}
+	if program.path != "" {
+		_ = os.RemoveAll(filepath.Dir(program.path))
+	}
+	os.Exit(code)
+}
+
+// Cluster returns the server that the tests of a process share.
+func Cluster(t testing.TB) *localpg.Cluster {
+	t.Helper()
+	shared.Lock()
+	defer shared.Unlock()
+	if shared.cluster == nil && shared.err == nil {
+		shared.dir, shared.cluster, shared.err = start(map[string]string{
+			"fsync":              "off",
+			"full_page_writes":   "off",
+			"synchronous_commit": "off",
+		})
+	}
+	if shared.err != nil {
+		t.Fatal(shared.err)
+	}
+	return shared.cluster
+}
+
+// NewCluster starts a server of the test's own, that it may stop and kill. It writes to disk as one in production.
+func NewCluster(t testing.TB, settings map[string]string) *localpg.Cluster {
+	t.Helper()
+	dir, c, err := start(settings)
+	if dir != "" {
+		t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if err := c.Stop(ctx, localpg.Immediate); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+func start(settings map[string]string) (string, *localpg.Cluster, error) {
+	binaries, err := localpg.Find(Major())
+	if err != nil {
+		return "", nil, fmt.Errorf("%w: make deps installs it", err)
+	}
+	dir, err := os.MkdirTemp("", "pgtest")
+	if err != nil {
+		return "", nil, err
+	}
+	all := map[string]string{
+		"max_connections":       "300",
+		"max_replication_slots": "50",
+		"max_wal_senders":       "50",
+		"shared_buffers":        "256MB",
+		"max_wal_size":          "2GB",
+	}
+	maps.Copy(all, settings)
+	c, err := localpg.Start(context.Background(), localpg.Config{
+		Binaries: binaries, Dir: dir, Settings: all, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	})
+	return dir, c, err
+}
