@@ -138,8 +138,9 @@ create table sequin.consumer_grant (
   primary key (consumer_id, role)
 );
 
--- One turn names one lease, everywhere and for ever: ack_ids are made of it.
-create sequence sequin.turn;
+-- One turn names one lease, everywhere and for ever: ack_ids are made of it. Only even ones: the odd one after it is the
+-- row that ends the lease, so that an ack needs none of its own.
+create sequence sequin.turn increment 2 minvalue 2;
 
 -- The state of a consumer's lanes. Append only, newest (highest prev) wins. A row replaces the row whose turn is its
 -- prev, and the primary key lets only one do so.

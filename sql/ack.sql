@@ -77,36 +77,31 @@ set enable_bitmapscan = off
 set jit = off
 as $$
 declare
-  v_id int;
-  v_lane smallint;
-  v_prev bigint;
-  v_turn bigint;
-  v_upto bigint;
-  v_passed bigint;
-  v_count bigint;
+  v_count bigint := cardinality(ack_ids);
+  v_is_whole boolean := v_count = 1;
   v_consumer sequin.consumer;
   v_lease record;
 begin
-  -- The usual case: all of one lease, and nothing else.
-  select c.id, s.lane, s.turn, nextval('sequin.turn'), s.upto_seq, s.passed, s.out_count
-    into v_id, v_lane, v_prev, v_turn, v_upto, v_passed, v_count
-  from sequin.consumer c
-  cross join lateral (
-    select * from sequin.lane s
-    where s.consumer_id = c.id and s.lane = ((ack_ids[1] >> 14) & 63)::smallint
-    order by s.prev desc
-    limit 1) s
-  where c.name = consumer
-    and (sequin._caller() = current_user or sequin._may_consume(c.id))
-    and s.lease = ack_ids[1] >> 21 and s.out_count = cardinality(ack_ids)
-    and s.picks is null and s.settled_to = 0 and s.settled is null and s.tracked = 0 and s.held = 0
-    and (s.out_count = 1 and ack_ids[1] & 1064959 = 0 or ack_ids = array(
-           select generate_series(
-             sequin._ack_id(s.lease, false, s.lane, 0), sequin._ack_id(s.lease, false, s.lane, s.out_count - 1))));
-  -- The lock keeps others from a lane that this transaction is about to free, and is not waited for: the row decides.
-  if found and pg_try_advisory_xact_lock(sequin._lane_key(consumer, v_lane)) is not null then
+  -- The usual case: all of one lease, in the order it was handed out, and nothing else.
+  if v_count > 1 then
+    v_is_whole := ack_ids = array(select generate_series(ack_ids[1], ack_ids[1] + v_count - 1));
+  end if;
+  if v_is_whole then
+    -- The lock keeps others from a lane that this transaction is about to free, and is not waited for: the row decides.
+    -- The row's turn is odd, as no lease's is, and so costs no step of the sequence.
     insert into sequin.lane (consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed)
-    values (v_id, v_lane, v_prev, v_turn, v_upto, v_upto, v_passed)
+    select c.id, s.lane, s.turn, s.turn + 1, s.upto_seq, s.upto_seq, s.passed
+    from sequin.consumer c
+    cross join lateral (
+      select * from sequin.lane s
+      where s.consumer_id = c.id and s.lane = ((ack_ids[1] >> 14) & 63)::smallint
+      order by s.prev desc
+      limit 1) s
+    where c.name = consumer
+      and ack_ids[1] & 1064959 = 0 and s.lease = ack_ids[1] >> 21 and s.out_count = v_count
+      and s.picks is null and s.settled_to = 0 and s.settled is null and s.tracked = 0 and s.held = 0
+      and (sequin._caller() = current_user or sequin._may_consume(c.id))
+      and pg_try_advisory_xact_lock(sequin._lane_key(consumer, s.lane)) is not null
     on conflict do nothing;
     if found then
       return v_count;
@@ -116,7 +111,39 @@ begin
   perform sequin._refuse_write('ack');
   v_consumer := sequin._my_consumer(consumer);
   v_count := 0;
+  if cardinality(ack_ids) > 1 then
+    -- The same for several lanes at once.
+    with lease as materialized (
+      select a.id >> 21 as lease, ((a.id >> 14) & 63)::smallint as lane, count(distinct a.id) as n, max(a.id & 16383) as last_place
+      from unnest(ack_ids) a(id)
+      where a.id > 0 and a.id & 1048576 = 0
+      group by 1, 2
+    ), whole as materialized (
+      select s.lane, s.turn, s.upto_seq, s.passed, a.n
+      from lease a
+      cross join lateral (
+        select * from sequin.lane s
+        where s.consumer_id = v_consumer.id and s.lane = a.lane
+        order by s.prev desc
+        limit 1) s
+      where s.lease = a.lease and s.out_count = a.n and a.last_place = a.n - 1
+        and s.picks is null and s.settled_to = 0 and s.settled is null and s.tracked = 0 and s.held = 0
+    ), settled as (
+      insert into sequin.lane (consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed)
+      select v_consumer.id, w.lane, w.turn, w.turn + 1, w.upto_seq, w.upto_seq, w.passed
+      from whole w
+      where pg_try_advisory_xact_lock(sequin._lane_key(v_consumer.name, w.lane)) is not null
+      on conflict do nothing
+      returning lane
+    )
+    select coalesce(sum(w.n), 0) into v_count from settled join whole w using (lane);
+    if v_count = cardinality(ack_ids) then
+      return v_count;
+    end if;
+  end if;
+
   for v_lease in select * from sequin._leases(ack_ids) loop
+    -- What has just been settled is not the caller's any more, and is not found again.
     perform pg_try_advisory_xact_lock(sequin._lane_key(v_consumer.name, v_lease.lane));
     v_count := v_count + sequin._ack_some(v_consumer, v_lease.lease, v_lease.lane, v_lease.places);
   end loop;

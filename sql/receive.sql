@@ -30,21 +30,26 @@ begin
 end $$;
 
 -- What a consumer may still hand out, counting what is out and what backs off.
-create or replace function sequin._room(c sequin.consumer)
+create or replace function sequin._room(consumer_id int)
 returns int
-language sql
+language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
-  select c.max_ack_pending - coalesce(sum(s.out_count + s.tracked), 0)::int
-  from generate_series(0, c.lane_count - 1) n(lane)
-  cross join lateral (
-    select s.out_count, s.tracked from sequin.lane s
-    where s.consumer_id = c.id and s.lane = n.lane::smallint
-    order by s.prev desc
-    limit 1) s
-$$;
+begin
+  return (
+    select max(c.max_ack_pending) - coalesce(sum(s.out_count + s.tracked), 0)
+    from sequin.consumer c
+    cross join lateral generate_series(0, c.lane_count - 1) n(lane)
+    cross join lateral (
+      select s.out_count, s.tracked from sequin.lane s
+      where s.consumer_id = c.id and s.lane = n.lane::smallint
+      order by s.prev desc
+      limit 1) s
+    where c.id = consumer_id);
+end $$;
 
 -- Permits to have a message out, for a consumer that may have fewer than it has lanes: at most max_rows of those that
 -- no lane holds and no transaction is about to hold. However many workers ask at once, no more than max_ack_pending
@@ -164,6 +169,89 @@ begin
     if wait > '0' then v_deadline := clock_timestamp() + wait; end if;
   end if;
 
+  -- Nearly all of a backlog is handed out here: far behind, a lane at random, if it is free and plain, in as few
+  -- statements as it takes (a statement costs as much as ten rows). One receive in thirty goes the long way all the
+  -- same, to see what is due.
+  if random() > 0.03 then
+    select c.id, c.routes[1], c.is_rows, coalesce(receive.ack_wait, c.ack_wait), s.lane, s.turn, s.upto_seq, s.passed,
+           c.lane_quota, nextval('sequin.turn')
+      into v_id, v_route, v_is_rows, v_ack_wait, v_lane, v_prev, v_from, v_passed,
+           v_quota, v_turn
+    from sequin.consumer c
+    cross join lateral (
+      select f.is_deep, f.busy[1 + floor(random() * cardinality(f.busy))] as lane
+      from sequin.floor f where f.consumer_id = c.id order by f.step desc limit 1) f
+    cross join lateral (
+      select * from sequin.lane s where s.consumer_id = c.id and s.lane = f.lane order by s.prev desc limit 1) s
+    where c.name = consumer and f.is_deep
+      and c.reads = 'key' and cardinality(c.routes) = 1
+      and c.start_seq is not null and c.paused_at is null
+      and c.max_ack_pending >= 64
+      and s.lease is null and s.held = 0 and s.tracked = 0
+      and (sequin._caller() = current_user or sequin._may_consume(c.id));
+    if found and batch_size = 1 then
+      select l.seq, sequin._action(l.action), l.table_schema, l.table_name, l.record_pk, l.record,
+             case when not v_is_rows then l.changes end, l.committed_at, 1, l.metadata,
+             sequin._ack_id(v_turn, false, v_lane, 0), l.action in ('i', 'u', 'd', 'r')
+        into seq, action, table_schema, table_name, record_pk, record,
+             changes, committed_at, deliver_count, metadata,
+             ack_id, v_is_plain
+      from sequin.log l
+      where l.route_id = v_route and l.lane = v_lane and l.seq > v_from and l.seq < sequin._segment_end(v_from)
+      order by l.seq
+      limit 1;
+      if v_is_plain and pg_try_advisory_xact_lock(sequin._lane_key(consumer, v_lane)) then
+        insert into sequin.lane (
+          consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed, lease, leased_at, leased_until, out_count)
+        values (
+          v_id, v_lane, v_prev, v_turn, v_from, seq, v_passed + 1,
+          v_turn, clock_timestamp(), clock_timestamp() + v_ack_wait, 1)
+        on conflict do nothing;
+        if found then
+          return next;
+          return;
+        end if;
+      end if;
+    elsif found then
+      v_limit := batch_size;
+      if v_limit > v_quota then
+        v_room := sequin._room(v_id);
+        v_limit := least(v_limit, v_room);
+      end if;
+      insert into sequin.lane (
+        consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed, lease, leased_at, leased_until, out_count)
+      select v_id, v_lane, v_prev, v_turn, v_from, l.last_seq, v_passed + l.n,
+             v_turn, clock_timestamp(), clock_timestamp() + v_ack_wait, l.n
+      from (
+        select max(l.seq) as last_seq, count(*) as n, count(distinct l.group_hash) as group_count,
+               bool_and(l.action in ('i', 'u', 'd', 'r')) as is_plain
+        from (
+          select l.seq, l.action, l.group_hash from sequin.log l
+          where l.route_id = v_route and l.lane = v_lane and l.seq > v_from and l.seq < sequin._segment_end(v_from)
+          order by l.seq
+          limit greatest(v_limit, 0)) l) l
+      where l.is_plain and (not v_is_rows or l.group_count = l.n)
+        and pg_try_advisory_xact_lock(sequin._lane_key(consumer, v_lane))
+      on conflict do nothing
+      returning upto_seq, out_count into v_to, v_count;
+      if found then
+        return query
+          select sequin._ack_id(v_turn, false, v_lane, row_number() over () - 1), l.seq, sequin._action(l.action),
+                 l.table_schema, l.table_name, l.record_pk, l.record, case when not v_is_rows then l.changes end,
+                 l.committed_at, 1, l.metadata
+          from (
+            select * from sequin.log l
+            where l.route_id = v_route and l.lane = v_lane and l.seq > v_from and l.seq <= v_to
+            order by l.seq) l;
+        v_left := v_left - v_count;
+        v_room := v_room - v_count;
+        if v_left = 0 or v_room <= 0 then
+          return;
+        end if;
+      end if;
+    end if;
+  end if;
+
   loop
     select c.id, case when c.reads = 'key' and cardinality(c.routes) = 1 then c.routes[1] end, c.lane_quota,
            c.max_ack_pending < 64, c.is_rows, coalesce(receive.ack_wait, c.ack_wait),
@@ -193,24 +281,25 @@ begin
 
     for v_round in 1..20 loop
       exit when v_left <= 0 or not v_is_ready;
-      -- What was nacked or has expired comes first. Far behind, now and then is often enough to look.
-      if (v_round = 1 and (not v_is_deep or random() < 0.1) or v_has_freed)
-         and exists (select from sequin.delivery d where d.consumer_id = v_id and d.due_at <= clock_timestamp()) then
-        return query select * from sequin._take_due(v_id, v_left, v_ack_wait);
-        get diagnostics v_count = row_count;
-        v_left := v_left - v_count;
-        exit when v_left <= 0;
+      -- What was nacked or has expired comes first.
+      if v_round = 1 or v_has_freed then
+        if exists (select from sequin.delivery d where d.consumer_id = v_id and d.due_at <= clock_timestamp()) then
+          return query select * from sequin._take_due(v_id, v_left, v_ack_wait);
+          get diagnostics v_count = row_count;
+          v_left := v_left - v_count;
+          exit when v_left <= 0;
+        end if;
       end if;
       if v_round = 1 and v_is_tight then
         v_permits := sequin._permits(v_consumer, v_left);
         v_room := cardinality(v_permits);
       elsif v_round = 1 and v_left > v_quota then
-        v_room := sequin._room(v_consumer);
+        v_room := sequin._room(v_id);
       end if;
 
       -- Which lanes to try: far behind, a busy one at random; else those that a survey finds. Now and then a survey
       -- anyway, for leases that ran out, and for lanes that had nothing when last looked at.
-      if v_is_deep and v_misses < 3 and random() > 0.02 then
+      if v_is_deep and v_misses < 3 and random() > 0.05 then
         v_lanes := array[v_busy[1 + floor(random() * cardinality(v_busy))]];
         v_limits := array[v_left];
       else
@@ -263,9 +352,11 @@ begin
             limit v_limit) l;
         end if;
         -- A lane that has come to the end of a segment goes on in a later one.
-        continue when v_to is null and v_is_plain is null and not exists (
-          select from sequin.log l
-          where l.route_id = v_route and l.lane = v_lane and l.seq >= sequin._segment_end(v_from));
+        if v_is_plain is null then
+          continue when not exists (
+            select from sequin.log l
+            where l.route_id = v_route and l.lane = v_lane and l.seq >= sequin._segment_end(v_from));
+        end if;
         -- Locked only now, so that a lane with nothing to take is not kept from others; its row says if it was too late.
         continue when not pg_try_advisory_xact_lock(sequin._lane_key(consumer, v_lane));
         if v_is_plain then
