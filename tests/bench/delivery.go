@@ -51,7 +51,7 @@ func runDelivery(ctx context.Context, b *bench) error {
 			if err := fillQueue(ctx, url, messages); err != nil {
 				return 0, err
 			}
-			return drain(ctx, url, job{receive: queuePop}, 1, 1000, messages, limit)
+			return drain(ctx, url, queueJob, 1, 1000, messages, limit)
 		}})
 	return err
 }

@@ -28,12 +28,6 @@ const (
 		from next where q.msg_id = next.msg_id
 		returning q.msg_id, q.read_ct, q.enqueued_at, q.vt, q.message`
 	queueAck = `with done as (delete from queue where msg_id = any ($1) returning 1) select count(*) from done`
-	queuePop = `
-		with next as (
-		  select msg_id from queue where vt <= clock_timestamp() order by msg_id limit $1 for update skip locked
-		)
-		delete from queue q using next where q.msg_id = next.msg_id
-		returning q.msg_id, q.read_ct, q.enqueued_at, q.vt, q.message`
 )
 
 // fillQueue makes the queue table anew, with the first messages of the log as its payload.
