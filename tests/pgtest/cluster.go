@@ -2,6 +2,7 @@ package pgtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -92,9 +93,9 @@ func NewCluster(t testing.TB, settings map[string]string) *localpg.Cluster {
 }
 
 func start(settings map[string]string) (string, *localpg.Cluster, error) {
-	binaries, err := localpg.Find(Major())
+	binaries, err := find()
 	if err != nil {
-		return "", nil, fmt.Errorf("%w: make deps installs it", err)
+		return "", nil, err
 	}
 	dir, err := os.MkdirTemp("", "pgtest")
 	if err != nil {
@@ -112,4 +113,37 @@ func start(settings map[string]string) (string, *localpg.Cluster, error) {
 		Binaries: binaries, Dir: dir, Settings: all, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	return dir, c, err
+}
+
+// find returns the programs to test with: what is installed, or else what make has fetched.
+func find() (localpg.Binaries, error) {
+	binaries, err := localpg.Find(Major())
+	if err == nil {
+		return binaries, nil
+	}
+	root, rootErr := moduleRoot()
+	if rootErr != nil {
+		return localpg.Binaries{}, rootErr
+	}
+	binaries, cacheErr := localpg.Look(filepath.Join(root, ".cache", "postgres", strconv.Itoa(Major()), "bin"))
+	if cacheErr == nil {
+		return binaries, nil
+	}
+	return localpg.Binaries{}, fmt.Errorf("%w: make deps installs Debian's, make postgres-%d fetches that major version", err, max(Major(), 12))
+}
+
+// moduleRoot returns the directory of go.mod, above the package that is tested.
+func moduleRoot() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for ; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", errors.New("find go.mod above the tests: there is none")
+		}
+	}
 }
