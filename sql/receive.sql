@@ -157,8 +157,9 @@ declare
   v_passed bigint;
   v_is_plain boolean;
   v_turn bigint;
+  v_ack_id bigint;
   v_count int;
-  v_misses int;
+  v_misses int := 0;
   v_has_freed boolean;               -- this call has settled what others left behind: its messages may be due now
   v_deadline timestamptz;
   v_pause double precision := 0.001;
@@ -169,86 +170,94 @@ begin
     if wait > '0' then v_deadline := clock_timestamp() + wait; end if;
   end if;
 
-  -- Nearly all of a backlog is handed out here: far behind, a lane at random, if it is free and plain, in as few
-  -- statements as it takes (a statement costs as much as ten rows). One receive in thirty goes the long way all the
-  -- same, to see what is due.
+  -- Nearly all of a backlog is handed out here: far behind, lanes at random that are free and plain (each row of the
+  -- range is a message, and none an older version of another), in as few statements as it takes; one costs as much as
+  -- ten rows. One receive in thirty goes the long way all the same, to see what is due.
   if random() > 0.03 then
-    select c.id, c.routes[1], c.is_rows, coalesce(receive.ack_wait, c.ack_wait), s.lane, s.turn, s.upto_seq, s.passed,
-           c.lane_quota, nextval('sequin.turn')
-      into v_id, v_route, v_is_rows, v_ack_wait, v_lane, v_prev, v_from, v_passed,
-           v_quota, v_turn
-    from sequin.consumer c
-    cross join lateral (
-      select f.is_deep, f.busy[1 + floor(random() * cardinality(f.busy))] as lane
-      from sequin.floor f where f.consumer_id = c.id order by f.step desc limit 1) f
-    cross join lateral (
-      select * from sequin.lane s where s.consumer_id = c.id and s.lane = f.lane order by s.prev desc limit 1) s
-    where c.name = consumer and f.is_deep
-      and c.reads = 'key' and cardinality(c.routes) = 1
-      and c.start_seq is not null and c.paused_at is null
-      and c.max_ack_pending >= 64
-      and s.lease is null and s.held = 0 and s.tracked = 0
-      and (sequin._caller() = current_user or sequin._may_consume(c.id));
-    if found and batch_size = 1 then
-      select l.seq, sequin._action(l.action), l.table_schema, l.table_name, l.record_pk, l.record,
-             case when not v_is_rows then l.changes end, l.committed_at, 1, l.metadata,
-             sequin._ack_id(v_turn, false, v_lane, 0), l.action in ('i', 'u', 'd', 'r')
-        into seq, action, table_schema, table_name, record_pk, record,
-             changes, committed_at, deliver_count, metadata,
-             ack_id, v_is_plain
-      from sequin.log l
-      where l.route_id = v_route and l.lane = v_lane and l.seq > v_from and l.seq < sequin._segment_end(v_from)
-      order by l.seq
-      limit 1;
-      if v_is_plain and pg_try_advisory_xact_lock(sequin._lane_key(consumer, v_lane)) then
+    loop
+      select c.id, c.routes[1], c.is_rows, coalesce(receive.ack_wait, c.ack_wait), c.lane_quota,
+             s.lane, s.turn, case when s.lease is null then s.upto_seq end, s.passed, nextval('sequin.turn')
+        into v_id, v_route, v_is_rows, v_ack_wait, v_quota,
+             v_lane, v_prev, v_from, v_passed, v_turn
+      from sequin.consumer c
+      cross join lateral (
+        select f.is_deep, f.busy[1 + floor(random() * cardinality(f.busy))] as lane
+        from sequin.floor f where f.consumer_id = c.id order by f.step desc limit 1) f
+      cross join lateral (
+        select * from sequin.lane s where s.consumer_id = c.id and s.lane = f.lane order by s.prev desc limit 1) s
+      where c.name = consumer and f.is_deep
+        and c.reads = 'key' and cardinality(c.routes) = 1
+        and c.start_seq is not null and c.paused_at is null
+        and c.max_ack_pending >= 64
+        and s.held = 0 and s.tracked = 0
+        and (sequin._caller() = current_user or sequin._may_consume(c.id));
+      if found and v_left = 1 then
+        select l.seq, sequin._action(l.action), l.table_schema, l.table_name, l.record_pk, l.record,
+               case when not v_is_rows then l.changes end, l.committed_at, 1, l.metadata,
+               sequin._ack_id(v_turn, false, v_lane, 0), l.action in ('i', 'u', 'd', 'r')
+          into seq, action, table_schema, table_name, record_pk, record,
+               changes, committed_at, deliver_count, metadata,
+               ack_id, v_is_plain
+        from sequin.log l
+        where l.route_id = v_route and l.lane = v_lane and l.seq > v_from and l.seq < sequin._segment_end(v_from)
+        order by l.seq
+        limit 1;
+        -- Locked only now, so that a lane with nothing to take is not kept from others; its row says if it was too late.
+        if v_is_plain and pg_try_advisory_xact_lock(sequin._lane_key(consumer, v_lane)) then
+          insert into sequin.lane (
+            consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed, lease, leased_at, leased_until, out_count)
+          values (
+            v_id, v_lane, v_prev, v_turn, v_from, seq, v_passed + 1,
+            v_turn, clock_timestamp(), clock_timestamp() + v_ack_wait, 1)
+          on conflict do nothing;
+          if found then
+            return next;
+            return;
+          end if;
+        end if;
+      elsif found then
+        if v_left > v_quota and v_room is null then
+          v_room := sequin._room(v_id);
+        end if;
         insert into sequin.lane (
           consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed, lease, leased_at, leased_until, out_count)
-        values (
-          v_id, v_lane, v_prev, v_turn, v_from, seq, v_passed + 1,
-          v_turn, clock_timestamp(), clock_timestamp() + v_ack_wait, 1)
-        on conflict do nothing;
-        if found then
-          return next;
-          return;
-        end if;
-      end if;
-    elsif found then
-      v_limit := batch_size;
-      if v_limit > v_quota then
-        v_room := sequin._room(v_id);
-        v_limit := least(v_limit, v_room);
-      end if;
-      insert into sequin.lane (
-        consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed, lease, leased_at, leased_until, out_count)
-      select v_id, v_lane, v_prev, v_turn, v_from, l.last_seq, v_passed + l.n,
-             v_turn, clock_timestamp(), clock_timestamp() + v_ack_wait, l.n
-      from (
-        select max(l.seq) as last_seq, count(*) as n, count(distinct l.group_hash) as group_count,
-               bool_and(l.action in ('i', 'u', 'd', 'r')) as is_plain
+        select v_id, v_lane, v_prev, v_turn, v_from, l.last_seq, v_passed + l.n,
+               v_turn, clock_timestamp(), clock_timestamp() + v_ack_wait, l.n
         from (
-          select l.seq, l.action, l.group_hash from sequin.log l
-          where l.route_id = v_route and l.lane = v_lane and l.seq > v_from and l.seq < sequin._segment_end(v_from)
-          order by l.seq
-          limit greatest(v_limit, 0)) l) l
-      where l.is_plain and (not v_is_rows or l.group_count = l.n)
-        and pg_try_advisory_xact_lock(sequin._lane_key(consumer, v_lane))
-      on conflict do nothing
-      returning upto_seq, out_count into v_to, v_count;
-      if found then
-        return query
-          select sequin._ack_id(v_turn, false, v_lane, row_number() over () - 1), l.seq, sequin._action(l.action),
-                 l.table_schema, l.table_name, l.record_pk, l.record, case when not v_is_rows then l.changes end,
-                 l.committed_at, 1, l.metadata
+          select max(l.seq) as last_seq, count(*) as n, count(distinct l.group_hash) as group_count,
+                 bool_and(l.action in ('i', 'u', 'd', 'r')) as is_plain
           from (
-            select * from sequin.log l
-            where l.route_id = v_route and l.lane = v_lane and l.seq > v_from and l.seq <= v_to
-            order by l.seq) l;
-        v_left := v_left - v_count;
-        v_room := v_room - v_count;
-        if v_left = 0 or v_room <= 0 then
-          return;
+            select l.seq, l.action, l.group_hash from sequin.log l
+            where l.route_id = v_route and l.lane = v_lane and l.seq > v_from and l.seq < sequin._segment_end(v_from)
+            order by l.seq
+            limit greatest(least(v_left, v_room), 0)) l) l
+        where l.is_plain and (not v_is_rows or l.group_count = l.n)
+          and pg_try_advisory_xact_lock(sequin._lane_key(consumer, v_lane))
+        on conflict do nothing
+        returning upto_seq, out_count, sequin._ack_id(turn, false, lane, 0) - 1 into v_to, v_count, v_ack_id;
+        if found then
+          return query
+            select v_ack_id + row_number() over (), l.seq, sequin._action(l.action),
+                   l.table_schema, l.table_name, l.record_pk, l.record, case when not v_is_rows then l.changes end,
+                   l.committed_at, 1, l.metadata
+            from (
+              select * from sequin.log l
+              where l.route_id = v_route and l.lane = v_lane and l.seq > v_from and l.seq <= v_to
+              order by l.seq) l;
+          v_left := v_left - v_count;
+          exit when v_left = 0;
+          v_room := v_room - v_count;
+          v_misses := 0;
         end if;
+      else
+        exit;
       end if;
+      v_misses := v_misses + 1;
+      exit when v_misses >= 3;
+    end loop;
+    -- The long way is for those who have got little.
+    if v_left <= batch_size / 2 then
+      return;
     end if;
   end if;
 
