@@ -112,7 +112,7 @@ func TestIdle(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes a minute")
 	}
-	c := pgtest.NewCluster(t, nil)
+	c := pgtest.NewCluster(t, map[string]string{"autovacuum": "off"}) // what that writes is not the bridge's
 	db := pgtest.NewOn(t, c)
 	db.Exec(`create table t (id int primary key); select sequin.create_stream('t', '{t}'); select sequin.create_consumer('c', 't')`)
 	b := pgtest.BridgeProcess(t, db.URL)
