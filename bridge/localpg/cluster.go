@@ -77,18 +77,34 @@ func Start(ctx context.Context, config Config) (*Cluster, error) {
 
 func (c *Cluster) data() string { return filepath.Join(c.config.Dir, "data") }
 
+// MajorOf returns the major version that a directory's cluster was made by, 0 where there is none.
+func MajorOf(dir string) (int, error) {
+	text, err := os.ReadFile(filepath.Join(dir, "data", "PG_VERSION"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("look into %s: %w", dir, err)
+	}
+	major, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return 0, fmt.Errorf("look into %s: it was made by PostgreSQL %s", dir, bytes.TrimSpace(text))
+	}
+	return major, nil
+}
+
 // init makes the directory a cluster, whole or not at all.
 func (c *Cluster) init(ctx context.Context) error {
-	version, err := os.ReadFile(filepath.Join(c.data(), "PG_VERSION"))
-	if err == nil {
-		if v := strings.TrimSpace(string(version)); v != strconv.Itoa(c.config.Binaries.Major) {
-			return fmt.Errorf("%s was made by PostgreSQL %s, and this is %d: use that, or another directory",
-				c.config.Dir, v, c.config.Binaries.Major)
-		}
-		return nil
+	major, err := MajorOf(c.config.Dir)
+	if err != nil {
+		return err
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("look into %s: %w", c.config.Dir, err)
+	if major > 0 && major != c.config.Binaries.Major {
+		return fmt.Errorf("%s was made by PostgreSQL %d, and this is %d: use that, or another directory",
+			c.config.Dir, major, c.config.Binaries.Major)
+	}
+	if major > 0 {
+		return nil
 	}
 	if err := os.MkdirAll(c.config.Dir, 0o755); err != nil {
 		return err
@@ -107,6 +123,9 @@ func (c *Cluster) init(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, filepath.Join(c.config.Binaries.Dir, "initdb"), args...)
 	c.owner.run(cmd)
 	cmd.Dir = c.config.Dir
+	// It ends with the thread that started it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("run initdb: %w: %s", err, bytes.TrimSpace(out))
 	}
@@ -176,7 +195,7 @@ func (c *Cluster) Start(ctx context.Context) error {
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		args = append(args, "-c", name+"="+settings[name])
 	}
-	logFile, err := os.OpenFile(filepath.Join(c.config.Dir, "postgres.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	logFile, err := os.OpenFile(c.LogFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
@@ -225,7 +244,7 @@ func (c *Cluster) await(ctx context.Context) error {
 
 // lastWords returns the end of the server's log.
 func (c *Cluster) lastWords() string {
-	text, err := os.ReadFile(filepath.Join(c.config.Dir, "postgres.log"))
+	text, err := os.ReadFile(c.LogFile())
 	if err != nil {
 		return err.Error()
 	}
@@ -249,6 +268,12 @@ func (c *Cluster) URL(database string) string {
 	}
 	return u.String()
 }
+
+// LogFile returns where the server writes its log.
+func (c *Cluster) LogFile() string { return filepath.Join(c.config.Dir, "postgres.log") }
+
+// Binaries returns what the server was started from.
+func (c *Cluster) Binaries() Binaries { return c.config.Binaries }
 
 // Port returns the port that the server listens on.
 func (c *Cluster) Port() int { return c.config.Port }

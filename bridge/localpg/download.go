@@ -32,6 +32,26 @@ var downloads = []download{
 	{12, embeddedpostgres.V12},
 }
 
+// FindOrDownload returns the programs of a major version (0: of the newest) that are installed, or else downloads them
+// into a directory, as Download does.
+func FindOrDownload(ctx context.Context, major int, dir, repository string, log *slog.Logger) (Binaries, error) {
+	b, err := Find(major)
+	if err == nil && b.Major < oldest {
+		err = fmt.Errorf("%w from %d on, there is %d", ErrNotFound, oldest, b.Major)
+	}
+	if !errors.Is(err, ErrNotFound) {
+		return b, err
+	}
+	b, downloadErr := Download(ctx, major, dir, repository, log)
+	if downloadErr != nil {
+		return b, errors.Join(err, downloadErr)
+	}
+	return b, nil
+}
+
+// oldest is the first major version that Sequin works with.
+const oldest = 12
+
 // Download fetches PostgreSQL's programs of a major version (0: any) into a directory, once, from a Maven repository
 // that has zonky's builds of them ("": Repository).
 func Download(ctx context.Context, major int, dir, repository string, log *slog.Logger) (Binaries, error) {

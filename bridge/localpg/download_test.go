@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"hash/crc32"
 	"net/http"
 	"net/http/httptest"
@@ -100,9 +101,12 @@ func xz(data []byte) []byte {
 	return out.Bytes()
 }
 
+// keepTidy keeps the library's log files, which it leaves, out of the system's directory for them.
+func keepTidy(t *testing.T) { t.Setenv("TMPDIR", t.TempDir()) }
+
 func TestDownload(t *testing.T) {
-	t.Parallel()
 	config := testConfig(t)
+	keepTidy(t)
 	address, requests := repository(t, config.Binaries)
 	dir := filepath.Join(config.Dir, "programs")
 	got, err := Download(t.Context(), config.Binaries.Major, dir, address, discard)
@@ -131,8 +135,8 @@ func TestDownload(t *testing.T) {
 
 // What was cut short is begun again.
 func TestDownloadUnfinished(t *testing.T) {
-	t.Parallel()
 	config := testConfig(t)
+	keepTidy(t)
 	address, _ := repository(t, config.Binaries)
 	if err := os.MkdirAll(filepath.Join(config.Dir, "download", "postgres", "bin", "pg_ctl"), 0o755); err != nil {
 		t.Fatal(err)
@@ -142,8 +146,31 @@ func TestDownloadUnfinished(t *testing.T) {
 	}
 }
 
+// Only what is not installed is downloaded.
+func TestFindOrDownload(t *testing.T) {
+	config := testConfig(t)
+	keepTidy(t)
+	address, requests := repository(t, config.Binaries)
+	t.Setenv(fmt.Sprint("SEQUIN_PG_", config.Binaries.Major), config.Binaries.Dir)
+	got, err := FindOrDownload(t.Context(), config.Binaries.Major, config.Dir, address, discard)
+	if err != nil || got != config.Binaries || requests.Load() > 0 {
+		t.Errorf("got %v (%v) with %d requests, want %v", got, err, requests.Load(), config.Binaries)
+	}
+	for _, d := range downloads {
+		if _, err := Find(d.major); err == nil {
+			continue
+		}
+		got, err := FindOrDownload(t.Context(), d.major, config.Dir, address, discard)
+		if err != nil || !strings.HasPrefix(got.Dir, config.Dir) || requests.Load() == 0 {
+			t.Errorf("PostgreSQL %d: got %v (%v) with %d requests", d.major, got, err, requests.Load())
+		}
+		return
+	}
+	t.Skip("every version is installed here")
+}
+
 func TestDownloadFails(t *testing.T) {
-	t.Parallel()
+	keepTidy(t)
 	server := httptest.NewServer(http.NotFoundHandler())
 	defer server.Close()
 	dir := t.TempDir()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -102,8 +103,13 @@ type Process struct {
 // StartProcess runs the program, and kills it when the test ends.
 func StartProcess(t testing.TB, args ...string) *Process {
 	t.Helper()
-	p := &Process{t: t, Cmd: exec.Command(Program(t), args...), exited: make(chan struct{})}
-	p.Cmd.Stderr = p
+	return startCommand(t, exec.Command(Program(t), args...))
+}
+
+func startCommand(t testing.TB, cmd *exec.Cmd) *Process {
+	t.Helper()
+	p := &Process{t: t, Cmd: cmd, exited: make(chan struct{})}
+	p.Cmd.Stdout, p.Cmd.Stderr = p, p
 	if err := p.Cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -121,27 +127,49 @@ func BridgeProcess(t testing.TB, databaseURL string) *Process {
 	return StartProcess(t, "bridge", "--database-url", databaseURL)
 }
 
+// DevProcess runs sequin dev, on the PostgreSQL that is tested with. It does not wait until that serves.
+func DevProcess(t testing.TB, dir string, args ...string) *Process {
+	t.Helper()
+	binaries, err := find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	major := strconv.Itoa(binaries.Major)
+	cmd := exec.Command(Program(t), append([]string{"dev", "--dir", dir, "--postgres", major}, args...)...)
+	cmd.Env = append(os.Environ(), "SEQUIN_PG_"+major+"="+binaries.Dir)
+	return startCommand(t, cmd)
+}
+
 func (p *Process) Write(line []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.log.Write(line)
 }
 
-// Log returns what it has written to stderr.
+// Log returns what it has written, to stdout and stderr.
 func (p *Process) Log() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.log.String()
 }
 
-// AwaitLog waits until a text is in its log.
+// AwaitLog waits until a text is in its log, which must be before it ends.
 func (p *Process) AwaitLog(text string) {
 	p.t.Helper()
 	Eventually(p.t, 30*time.Second, func() error {
-		if !strings.Contains(p.Log(), text) {
-			return fmt.Errorf("%q is not in the log: %s", text, p.Log())
+		var ended bool
+		select {
+		case <-p.exited:
+			ended = true
+		default:
 		}
-		return nil
+		if strings.Contains(p.Log(), text) {
+			return nil
+		}
+		if ended {
+			p.t.Fatalf("it ended (%v) before it wrote %q: %s", p.err, text, p.Log())
+		}
+		return fmt.Errorf("%q is not in the log: %s", text, p.Log())
 	})
 }
 
