@@ -111,6 +111,8 @@ create table sequin.consumer (
                                                   -- key: the log's lanes; total: the log in seq order; feed: an index of its own
   lane_count      int not null,
   lane_quota      int not null,                   -- what a lane may have out without a look at the others
+  permit_count    int not null,                   -- beyond that, permits: so many, of which a lane may hold some
+  permit_size     int not null,                   -- and each is good for so many messages
   filter          text,
   transform       text,
   actions         text[] not null,
@@ -161,8 +163,9 @@ create table sequin.lane (
   settled_to   int not null default 0,            -- the first so many rows of the lease are settled (picks is null)
   settled      int[],                             -- and these; null: none
   tracked      int not null default 0,            -- rows in sequin.delivery
+  fresh        int not null default 0,            -- of those, never handed out: they are not pending an ack
   held         int not null default 0,            -- rows in sequin.held_group
-  permits      smallint[],                        -- of a consumer that may have few messages out: which of them are these
+  permits      smallint[],                        -- what it holds, where it has more pending than lane_quota
   primary key (consumer_id, lane, prev)
 );
 
@@ -186,10 +189,12 @@ create table sequin.delivery (
   group_hash    int not null,
   deliver_count int not null,
   not_before    timestamptz not null,             -- backing off until then; while out: the end of its lease
-  due_at        timestamptz,                      -- not_before, for the first of its group; null: waits behind another
+  due_at        timestamptz,                      -- of the first of its group: not_before, or -infinity where it was never
+                                                  -- handed out; null: waits behind another; epoch: is_done
   lease         bigint,                           -- the turn of its latest delivery
   pick          int,                              -- its place in that delivery
   is_out        boolean not null,                 -- a worker has it
+  is_done       boolean not null default false,   -- acknowledged: to be removed by whoever next has the lane
   leased_at     timestamptz,
   error         text,
   route_id      int not null,
@@ -214,6 +219,10 @@ create table sequin.held_group (
   group_hash   int not null,
   after_seq    bigint not null,                   -- what the lane passed by begins after this
   behind_lease bigint,                            -- a lease that still has some of the group out
+  held_back    bigint not null default 0,         -- messages of it that the lane has passed by since
+  route_id     int not null,                      -- whose group it is, by key: the row
+  record_pk    text collate "C",
+  is_mixed     boolean not null default false,    -- another row's group has the same hash, and is held with it
   primary key (consumer_id, lane, group_hash)
 );
 

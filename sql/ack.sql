@@ -14,6 +14,34 @@ as $$
   order by 2, 1
 $$;
 
+-- The messages of a lease that are followed one by one and still the caller's to settle, locked. One whose time is up
+-- may be in another's hands already: that is not waited for. only_out: not those that were taken back.
+create or replace function sequin._mine(c sequin.consumer, lease bigint, places int[], only_out boolean)
+returns bigint[]
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+as $$
+declare
+  v_now timestamptz := clock_timestamp();
+begin
+  if not exists (select from sequin.delivery d where d.consumer_id = c.id and d.lease = _mine.lease) then
+    return '{}';
+  end if;
+  return array(
+      select d.seq from sequin.delivery d
+      where d.consumer_id = c.id and d.lease = _mine.lease and d.pick = any (places) and not d.is_done
+        and (d.is_out or not only_out) and d.not_before > v_now
+      order by d.seq
+      for update)
+    || array(
+      select d.seq from sequin.delivery d
+      where d.consumer_id = c.id and d.lease = _mine.lease and d.pick = any (places) and not d.is_done
+        and (d.is_out or not only_out) and d.not_before <= v_now
+      order by d.seq
+      for update skip locked);
+end $$;
+
 -- Settles some places of a lease, wherever its messages are now: in the lane, or followed one by one. How many were
 -- still the caller's to settle.
 create or replace function sequin._ack_some(c sequin.consumer, lease bigint, lane smallint, places int[])
@@ -24,46 +52,23 @@ set enable_seqscan = off
 as $$
 declare
   s sequin.lane;
-  v_void text;
-  v_done int[] := '{}';
-  v_total bigint := 0;
-  v_lane smallint;
-  d sequin.delivery;
+  v_done int[];
+  v_seqs bigint[];
 begin
   loop
     s := sequin._lane(c.id, lane);
+    v_done := '{}';
     exit when s.lease is distinct from _ack_some.lease;
     v_done := array(select unnest(sequin._unsettled(s)) intersect select unnest(places));
-    exit when v_done = '{}' or sequin._put_lane(sequin._settle(s, v_done));
-    v_done := '{}';
+    exit when v_done = '{}' or sequin._put_lane(sequin._settle(c, s, v_done));
   end loop;
-  v_total := cardinality(v_done);
-  if s.lease = _ack_some.lease and s.out_count = v_total and s.held > 0 then
-    -- The lease that held groups waited for is over.
-    v_void := pg_advisory_xact_lock(sequin._lane_key(c.name, lane));
-    update sequin.held_group g set behind_lease = null
-    where g.consumer_id = c.id and g.lane = _ack_some.lane and g.behind_lease = _ack_some.lease;
+  if cardinality(v_done) = cardinality(places) then
+    return cardinality(v_done);
   end if;
-  if v_total < cardinality(places) and exists (
-       select from sequin.delivery t where t.consumer_id = c.id and t.lease = _ack_some.lease) then
-    -- alter_consumer may have moved it to another lane.
-    for v_lane in
-      select distinct t.lane from sequin.delivery t
-      where t.consumer_id = c.id and t.lease = _ack_some.lease and t.pick = any (places)
-      order by t.lane
-    loop
-      v_void := pg_advisory_xact_lock(sequin._lane_key(c.name, v_lane));
-    end loop;
-    for d in
-      select t.* from sequin.delivery t
-      where t.consumer_id = c.id and t.lease = _ack_some.lease and t.pick = any (places)
-      order by t.seq
-    loop
-      perform sequin._drop_tracked(c, d, false);
-      v_total := v_total + 1;
-    end loop;
-  end if;
-  return v_total;
+  v_seqs := sequin._mine(c, lease, places, false);
+  update sequin.delivery d set is_done = true, is_out = false, due_at = 'epoch'
+  where d.consumer_id = c.id and d.seq = any (v_seqs);
+  return cardinality(v_done) + cardinality(v_seqs);
 end $$;
 
 create or replace function sequin.ack(consumer text, ack_ids bigint[])
@@ -78,12 +83,15 @@ set jit = off
 as $$
 declare
   v_count bigint := cardinality(ack_ids);
-  v_is_whole boolean := v_count = 1;
+  -- Under an older snapshot a lane's row does not say for sure that it is the newest: the long way makes sure.
+  v_is_fast boolean := current_setting('transaction_isolation') = 'read committed'
+                       and current_setting('transaction_read_only') = 'off';
+  v_is_whole boolean := v_is_fast and v_count = 1;
   v_consumer sequin.consumer;
   v_lease record;
 begin
   -- The usual case: all of one lease, in the order it was handed out, and nothing else.
-  if v_count > 1 then
+  if v_is_fast and v_count > 1 and ack_ids[1] < 9223372036854775807 - v_count then
     v_is_whole := ack_ids = array(select generate_series(ack_ids[1], ack_ids[1] + v_count - 1));
   end if;
   if v_is_whole then
@@ -111,7 +119,7 @@ begin
   perform sequin._refuse_write('ack');
   v_consumer := sequin._my_consumer(consumer);
   v_count := 0;
-  if cardinality(ack_ids) > 1 then
+  if v_is_fast and cardinality(ack_ids) > 1 then
     -- The same for several lanes at once.
     with lease as materialized (
       select a.id >> 21 as lease, ((a.id >> 14) & 63)::smallint as lane, count(distinct a.id) as n, max(a.id & 16383) as last_place
@@ -180,7 +188,7 @@ declare
   s sequin.lane;
   d sequin.delivery;
   v_places int[];
-  v_void text;
+  v_seqs bigint[];
   v_count bigint := 0;
 begin
   perform sequin._refuse_write('nack');
@@ -191,7 +199,7 @@ begin
   end if;
   v_consumer := sequin._my_consumer(consumer);
   for v_lease in select * from sequin._leases(ack_ids) loop
-    v_void := pg_advisory_xact_lock(sequin._lane_key(v_consumer.name, v_lease.lane));
+    perform pg_try_advisory_xact_lock(sequin._lane_key(v_consumer.name, v_lease.lane));
     loop
       s := sequin._lane(v_consumer.id, v_lease.lane);
       exit when s.lease is distinct from v_lease.lease;
@@ -203,22 +211,27 @@ begin
         exit;
       end if;
     end loop;
+    v_seqs := sequin._mine(v_consumer, v_lease.lease, v_lease.places, true);
+    update sequin.delivery t
+    set is_out = false, lease = null, pick = null, error = coalesce(nack.error, t.error), not_before = u.until,
+        due_at = case when t.due_at is not null then u.until end
+    from (
+      select m.seq, case when m.deliver_count >= v_consumer.max_deliver then clock_timestamp()
+                         else clock_timestamp() + coalesce(delay, sequin._backoff(v_consumer, m.deliver_count)) end as until
+      from sequin.delivery m
+      where m.consumer_id = v_consumer.id and m.seq = any (v_seqs)) u
+    where t.consumer_id = v_consumer.id and t.seq = u.seq;
+    v_count := v_count + cardinality(v_seqs);
+    -- Given up now, unless its lane is in other hands: then by a receive, as soon as it comes to it.
     for d in
       select t.* from sequin.delivery t
-      where t.consumer_id = v_consumer.id and t.lease = v_lease.lease and t.pick = any (v_lease.places) and t.is_out
+      where t.consumer_id = v_consumer.id and t.seq = any (v_seqs) and t.deliver_count >= v_consumer.max_deliver
       order by t.seq
     loop
-      d.error := coalesce(nack.error, d.error);
-      if d.deliver_count >= v_consumer.max_deliver then
-        perform sequin._drop_tracked(v_consumer, d, true);
-      else
-        update sequin.delivery t
-        set is_out = false, lease = null, pick = null, error = d.error,
-            not_before = clock_timestamp() + coalesce(delay, sequin._backoff(v_consumer, d.deliver_count))
-        where t.consumer_id = v_consumer.id and t.seq = d.seq;
-        perform sequin._arm(v_consumer.id, d.lane, d.group_hash);
+      if pg_try_advisory_xact_lock(sequin._lane_key(v_consumer.name, d.lane))
+         and sequin._is_next_free(v_consumer, d.lane, d.group_hash, d.seq, true) then
+        perform sequin._give_up(v_consumer, d);
       end if;
-      v_count := v_count + 1;
     end loop;
   end loop;
   return v_count;
@@ -250,11 +263,11 @@ declare
   v_consumer sequin.consumer;
   v_lease record;
   s sequin.lane;
-  d sequin.delivery;
   v_until timestamptz;
   v_places int[];
   v_unsettled int[];
-  v_void text;
+  v_seqs bigint[];
+  v_is_done boolean;
   v_count bigint := 0;
 begin
   perform sequin._refuse_write('extend');
@@ -266,8 +279,9 @@ begin
   v_consumer := sequin._my_consumer(consumer);
   v_until := clock_timestamp() + coalesce(ack_wait, v_consumer.ack_wait);
   for v_lease in select * from sequin._leases(ack_ids) loop
-    v_void := pg_advisory_xact_lock(sequin._lane_key(v_consumer.name, v_lease.lane));
-    v_places := '{}';
+    perform pg_try_advisory_xact_lock(sequin._lane_key(v_consumer.name, v_lease.lane));
+    -- Before any of it is taken out of the lane: that is extended with it.
+    v_seqs := sequin._mine(v_consumer, v_lease.lease, v_lease.places, true);
     loop
       s := sequin._lane(v_consumer.id, v_lease.lane);
       exit when s.lease is distinct from v_lease.lease;
@@ -276,23 +290,23 @@ begin
       exit when v_places = '{}';
       if v_places = v_unsettled then
         s.leased_until := v_until;
-        exit when sequin._put_lane(s);
+        v_is_done := sequin._put_lane(s);
       else
-        exit when sequin._untie(v_consumer, s, v_places, true, false, v_until, null) > 0;
+        v_is_done := sequin._untie(v_consumer, s, v_places, true, false, v_until, null) > 0;
+      end if;
+      if v_is_done then
+        v_count := v_count + cardinality(v_places);
+        exit;
       end if;
     end loop;
-    if s.lease = v_lease.lease then
-      v_count := v_count + cardinality(v_places);
+    if s.lease is distinct from v_lease.lease then
+      -- It may have been taken out of the lane meanwhile.
+      v_seqs := sequin._mine(v_consumer, v_lease.lease, v_lease.places, true);
     end if;
-    for d in
-      select t.* from sequin.delivery t
-      where t.consumer_id = v_consumer.id and t.lease = v_lease.lease and t.pick = any (v_lease.places) and t.is_out
-        and not (s.lease = v_lease.lease and t.pick = any (v_places))
-    loop
-      update sequin.delivery t set not_before = v_until where t.consumer_id = v_consumer.id and t.seq = d.seq;
-      perform sequin._arm(v_consumer.id, d.lane, d.group_hash);
-      v_count := v_count + 1;
-    end loop;
+    update sequin.delivery t
+    set not_before = v_until, due_at = case when t.due_at is not null then v_until end
+    where t.consumer_id = v_consumer.id and t.seq = any (v_seqs);
+    v_count := v_count + cardinality(v_seqs);
   end loop;
   return v_count;
 end $$;

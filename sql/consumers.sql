@@ -78,7 +78,26 @@ begin
   end loop;
 end $$;
 
--- Which way a consumer with these options reads the log, and how many messages a lane may have out.
+-- How a consumer's max_ack_pending is shared out: each lane may have so many pending without a look at the others, and
+-- the rest are permits, which a lane takes and gives back. However many workers ask at once, the sum is never exceeded.
+create or replace function sequin._share(c sequin.consumer)
+returns sequin.consumer
+language plpgsql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_rest int;
+begin
+  c.lane_quota := case when c.lane_count = 1 then c.max_ack_pending else c.max_ack_pending / 100 end;
+  v_rest := c.max_ack_pending - c.lane_count * c.lane_quota;
+  -- A permit is an advisory lock while it changes hands: there must not be too many.
+  c.permit_size := case when v_rest <= 128 then 1 else (v_rest + 63) / 64 end;
+  c.permit_count := v_rest / c.permit_size;
+  return c;
+end $$;
+
+-- Which way a consumer with these options reads the log.
 create or replace function sequin._shape(c sequin.consumer)
 returns sequin.consumer
 language plpgsql
@@ -86,7 +105,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   c.lane_count := case when c.group_by = '{}' then 1 else 64 end;
-  c.lane_quota := greatest(1, c.max_ack_pending / c.lane_count);
+  c := sequin._share(c);
   c.reads := case
     when c.filter is not null or not c.actions @> '{insert,update,delete}' or 'truncate' = any (c.actions)
       or cardinality(c.group_by) > 0 then 'feed'
@@ -118,18 +137,7 @@ begin
   elsif v_consumer.start_seq is not null then
     return true;
   end if;
-  select greatest(p.applied_lsn, p.horizon_lsn),
-         coalesce(
-           (select min(l.seq) - 1
-            from unnest(v_consumer.routes) r(id)
-            cross join lateral (
-              select l.seq from sequin.log l
-              where l.route_id = r.id and l.seq > v_consumer.start_base
-                and (l.metadata ->> 'commit_lsn')::pg_lsn >= v_consumer.start_lsn
-              order by l.seq
-              limit 1) l),
-           p.last_seq)
-    into v_applied, v_start
+  select greatest(p.applied_lsn, p.horizon_lsn), p.last_seq into v_applied, v_start
   from sequin.stream s
   cross join lateral (
     select * from sequin.progress p where p.source_id = s.source_id order by p.step desc limit 1) p
@@ -137,6 +145,14 @@ begin
   if v_applied is null or v_applied <= v_consumer.start_lsn then
     return false;
   end if;
+  select coalesce(min(l.seq) - 1, v_start) into v_start
+  from unnest(v_consumer.routes) r(id)
+  cross join lateral (
+    select l.seq from sequin.log l
+    where l.route_id = r.id and l.seq > v_consumer.start_base
+      and (l.metadata ->> 'commit_lsn')::pg_lsn >= v_consumer.start_lsn
+    order by l.seq
+    limit 1) l;
   select sum(sequin._total(r.id, v_start)) into v_total from unnest(v_consumer.routes) r(id);
   update sequin.consumer c set start_seq = v_start, start_total = v_total where c.id = consumer_id;
   insert into sequin.lane (consumer_id, lane, prev, turn, cursor_seq, upto_seq)
@@ -258,11 +274,11 @@ begin
   v_new.start_base := coalesce(
     (select p.last_seq from sequin.progress p where p.source_id = v_stream.source_id order by p.step desc limit 1), 0);
   insert into sequin.consumer (
-    name, stream_id, routes, is_rows, reads, lane_count, lane_quota, filter, transform, actions, group_by, start_at,
-    ack_wait, max_deliver, max_ack_pending, backoff, max_backoff, start_lsn, start_base, feed_id)
+    name, stream_id, routes, is_rows, reads, lane_count, lane_quota, permit_count, permit_size, filter, transform, actions,
+    group_by, start_at, ack_wait, max_deliver, max_ack_pending, backoff, max_backoff, start_lsn, start_base, feed_id)
   values (
     v_new.name, v_new.stream_id, v_new.routes, v_new.is_rows, v_new.reads, v_new.lane_count, v_new.lane_quota,
-    v_new.filter, v_new.transform, v_new.actions, v_new.group_by, v_new.start_at, v_new.ack_wait, v_new.max_deliver,
+    v_new.permit_count, v_new.permit_size, v_new.filter, v_new.transform, v_new.actions, v_new.group_by, v_new.start_at, v_new.ack_wait, v_new.max_deliver,
     v_new.max_ack_pending, v_new.backoff, v_new.max_backoff, v_new.start_lsn, v_new.start_base, v_new.feed_id);
   return 'created';
 end $$;
@@ -347,16 +363,15 @@ begin
   if v_new.actions is distinct from v_old.actions or v_new.group_by is distinct from v_old.group_by then
     perform sequin._check_group_by(v_new);
     v_new := sequin._reshape(v_old, sequin._shape(v_new));
-  else
-    v_new.lane_quota := greatest(1, v_new.max_ack_pending / v_new.lane_count);
-  end if;
-  if v_new.max_ack_pending <> v_old.max_ack_pending or v_new.reads <> v_old.reads then
+  elsif v_new.max_ack_pending <> v_old.max_ack_pending then
+    v_new := sequin._share(v_new);
     perform sequin._renew_permits(v_new);
   end if;
   update sequin.consumer c
   set actions = v_new.actions, group_by = v_new.group_by, ack_wait = v_new.ack_wait, max_deliver = v_new.max_deliver,
       max_ack_pending = v_new.max_ack_pending, backoff = v_new.backoff, max_backoff = v_new.max_backoff,
-      reads = v_new.reads, lane_count = v_new.lane_count, lane_quota = v_new.lane_quota, feed_id = v_new.feed_id,
+      reads = v_new.reads, lane_count = v_new.lane_count, lane_quota = v_new.lane_quota,
+      permit_count = v_new.permit_count, permit_size = v_new.permit_size, feed_id = v_new.feed_id,
       start_seq = v_new.start_seq, start_total = v_new.start_total
   where c.id = v_old.id;
   return 'altered';

@@ -8,36 +8,54 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   c sequin.consumer := sequin._consumer(consumer);
-  d sequin.dead_letter;
+  v_lane smallint;
   s sequin.lane;
   v_void text;
-  v_new boolean;
-  v_count bigint := 0;
+  v_count int;
+  v_held int;
+  v_groups int[];
+  v_total bigint := 0;
 begin
   perform sequin._refuse_write('redrive');
-  for d in
-    delete from sequin.dead_letter t
-    where t.consumer_id = c.id and (seqs is null or t.seq = any (seqs))
-    returning t.*
+  for v_lane in
+    select distinct d.lane from sequin.dead_letter d
+    where d.consumer_id = c.id and (seqs is null or d.seq = any (seqs))
+    order by d.lane
   loop
-    v_void := pg_advisory_xact_lock(sequin._lane_key(c.name, d.lane));
-    s := sequin._lane(c.id, d.lane);
-    -- Its group is held back from here on; what of it is out with the lane's lease comes first.
-    insert into sequin.held_group (consumer_id, lane, group_hash, after_seq, behind_lease)
-    values (c.id, d.lane, d.group_hash, s.upto_seq, s.lease)
-    on conflict do nothing;
-    v_new := found;
-    insert into sequin.delivery (
-      consumer_id, seq, lane, group_hash, deliver_count, not_before, is_out, error, route_id, committed_at, action,
-      table_schema, table_name, record_pk, record, changes, metadata)
-    values (
-      c.id, d.seq, d.lane, d.group_hash, 0, clock_timestamp(), false, d.error, d.route_id, d.committed_at, d.action,
-      d.table_schema, d.table_name, d.record_pk, d.record, d.changes, d.metadata);
-    perform sequin._count_lane(c.id, d.lane, 1, v_new::int, 0);
-    perform sequin._arm(c.id, d.lane, d.group_hash);
-    v_count := v_count + 1;
+    v_void := pg_advisory_xact_lock(sequin._lane_key(c.name, v_lane));
+    s := sequin._lane(c.id, v_lane);
+    with gone as (
+      delete from sequin.dead_letter d
+      where d.consumer_id = c.id and d.lane = v_lane and (seqs is null or d.seq = any (seqs))
+      returning d.*
+    ), held as (
+      -- Its group is held back from here on; what of it is out with the lane's lease comes first.
+      insert into sequin.held_group as h (consumer_id, lane, group_hash, after_seq, behind_lease, route_id, record_pk, is_mixed)
+      select c.id, v_lane, g.group_hash, s.upto_seq, s.lease, min(g.route_id), min(g.record_pk),
+             count(distinct (g.route_id, g.record_pk)) > 1
+      from gone g
+      group by g.group_hash
+      on conflict (consumer_id, lane, group_hash) do update
+        set is_mixed = h.is_mixed or excluded.is_mixed
+                       or (h.route_id, h.record_pk) is distinct from (excluded.route_id, excluded.record_pk)
+      returning h.group_hash, h.xmax = 0 as is_new
+    ), tracked as (
+      insert into sequin.delivery (
+        consumer_id, seq, lane, group_hash, deliver_count, not_before, is_out, error, route_id, committed_at, action,
+        table_schema, table_name, record_pk, record, changes, metadata)
+      select c.id, g.seq, v_lane, g.group_hash, 0, clock_timestamp(), false, g.error, g.route_id, g.committed_at, g.action,
+             g.table_schema, g.table_name, g.record_pk, g.record, g.changes, g.metadata
+      from gone g
+      returning seq
+    )
+    select (select count(*) from tracked), count(*) filter (where h.is_new), array_agg(h.group_hash)
+      into v_count, v_held, v_groups
+    from held h;
+    perform sequin._count_lane(c, v_lane, v_count, v_count, v_held, 0);
+    perform sequin._arm(c.id, v_lane, v_groups);
+    v_total := v_total + v_count;
   end loop;
-  return v_count;
+  return v_total;
 end $$;
 comment on function sequin.redrive(text, bigint[]) is
 'Puts dead letters back: they are delivered again, counting from one, each before whatever is left of its group.
@@ -45,4 +63,4 @@ comment on function sequin.redrive(text, bigint[]) is
 consumer  whose
 seqs      which; default: all of them
 
-Returns how many. Errors: 42704 unknown consumer.';
+Returns how many. Errors: 42704 unknown consumer, 25006 read only transaction or replica.';

@@ -2,7 +2,12 @@
 -- lane not: a nack, an expiry, a longer lease, a worker so slow that others must overtake it. Rows of
 -- sequin.delivery; as long as a group has one, its lane passes the group by (sequin.held_group).
 --
--- Everything here happens under the lane's lock.
+-- What decides which group goes on happens under the lane's lock, in a receive. An ack, a nack or an extend does not
+-- wait for it: each changes its own deliveries' rows and no other. So a worker that sits in an open transaction keeps
+-- what it has, and never another worker's call.
+--
+-- may_leave, below: whether the caller's transaction ends with this call. One that goes on does nothing here but what
+-- it hands out, as nobody else sees it until then.
 
 -- The delay before the next delivery after so many: backoff, doubled each time, up to a fifth more, never above
 -- max_backoff.
@@ -27,16 +32,16 @@ immutable
 set search_path = pg_catalog, pg_temp
 as $$
   select array(
-    select p.place
-    from unnest(coalesce(
+    select unnest(coalesce(
       s.picks,
-      array(select generate_series(s.settled_to, s.settled_to + coalesce(cardinality(s.settled), 0) + s.out_count - 1)))) p(place)
-    where not p.place = any (coalesce(s.settled, '{}'))
-    order by p.place)
+      array(select generate_series(s.settled_to, s.settled_to + coalesce(cardinality(s.settled), 0) + s.out_count - 1))))
+    except
+    select unnest(s.settled)
+    order by 1)
 $$;
 
 -- A lane's state once these unsettled places of its lease are settled. With the last of them the lease ends.
-create or replace function sequin._settle(s sequin.lane, places int[])
+create or replace function sequin._settle(c sequin.consumer, s sequin.lane, places int[])
 returns sequin.lane
 language plpgsql
 immutable
@@ -62,29 +67,35 @@ begin
       s.settled := nullif(array(select p.place from unnest(s.settled) p(place) where p.place >= s.settled_to order by p.place), '{}');
     end if;
   end if;
-  s.permits := s.permits[1:s.out_count + s.tracked];
+  s.permits := sequin._fit_permits(c, s);
   return s;
 end $$;
 
--- Makes the first message of a group the one that is waited for: when it may be handed out, or when its lease ends.
-create or replace function sequin._arm(consumer_id int, lane smallint, group_hash int)
+-- Makes the first message of each of these groups the one that is waited for: until it may be handed out, or until its
+-- lease ends. One that was never handed out waits for room only (-infinity); one that is done, for nothing (epoch).
+create or replace function sequin._arm(consumer_id int, lane smallint, groups int[])
 returns void
 language sql
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 as $$
   update sequin.delivery d
-  set due_at = case when d.seq = f.seq then d.not_before end
+  set due_at = n.due_at
   from (
-    select min(d.seq) as seq from sequin.delivery d
-    where d.consumer_id = $1 and d.lane = $2 and d.group_hash = $3) f
-  where d.consumer_id = $1 and d.lane = $2 and d.group_hash = $3
-    and d.due_at is distinct from case when d.seq = f.seq then d.not_before end
+    select d.seq,
+           case when d.is_done then 'epoch'
+                when row_number() over (partition by d.group_hash order by d.is_done, d.seq) > 1 then null
+                when d.deliver_count = 0 then '-infinity'
+                else d.not_before end as due_at
+    from sequin.delivery d
+    where d.consumer_id = $1 and d.lane = $2 and d.group_hash = any ($3)) n
+  where d.consumer_id = $1 and d.seq = n.seq and d.due_at is distinct from n.due_at
 $$;
 
 -- Takes unsettled messages out of a lane's lease, to be followed one by one from here on. until is when they may be
 -- handed out again, or, where they stay out (an extended or overtaken lease), the end of it. A message that has been
--- delivered often enough becomes a dead letter. How many: 0 where another has moved the lane on.
+-- delivered often enough becomes a dead letter. How many: 0 where another has moved the lane on. The lane's row
+-- decides, and not its lock: whatever else changes which groups are held writes one too.
 create or replace function sequin._untie(
   c sequin.consumer, s sequin.lane, places int[], stays_out boolean, is_given_back boolean, until timestamptz, error text
 )
@@ -96,25 +107,23 @@ as $$
 declare
   v_lease bigint := s.lease;
   v_leased_at timestamptz := s.leased_at;
-  v_is_dead boolean := not stays_out and c.max_deliver <= 1;
-  v_rest int[];
+  v_is_dead boolean := coalesce(not stays_out and c.max_deliver <= 1, false);
   v_rows sequin.delivery[];
   v_groups int[];
   v_behind int[];
-  v_group int;
 begin
-  v_is_dead := coalesce(v_is_dead, false);
-  v_rest := array(select unnest(sequin._unsettled(s)) except select unnest(places));
   select array_agg(
            (c.id, r.seq, s.lane, r.group_hash, 1, until, null, case when not is_given_back then v_lease end, r.place,
-            stays_out, v_leased_at, error, r.route_id, r.committed_at, r.action, r.table_schema, r.table_name,
-            r.record_pk, r.record, r.changes, r.metadata)::sequin.delivery order by r.seq) filter (where r.place = any (places)),
-         array_agg(distinct r.group_hash) filter (where r.place = any (places)),
-         array_agg(distinct r.group_hash) filter (where r.place = any (v_rest))
+            stays_out, false, v_leased_at, error, r.route_id, r.committed_at, r.action, r.table_schema, r.table_name,
+            r.record_pk, r.record, r.changes, r.metadata)::sequin.delivery order by r.seq) filter (where p.place is not null),
+         array_agg(distinct r.group_hash) filter (where p.place is not null),
+         array_agg(distinct r.group_hash) filter (where p.place is null)
     into v_rows, v_groups, v_behind
   from (
     select r.*, (row_number() over (order by r.seq) - 1)::int as place
-    from sequin._rows(c, s.lane, s.cursor_seq, s.upto_seq, 2147483647) r) r;
+    from sequin._rows(c, s.lane, s.cursor_seq, s.upto_seq, 2147483647) r) r
+  join unnest(sequin._unsettled(s)) u(place) on u.place = r.place
+  left join unnest(places) p(place) on p.place = r.place;
 
   if v_is_dead then
     v_groups := '{}';
@@ -126,21 +135,24 @@ begin
         select from sequin.held_group g
         where g.consumer_id = c.id and g.lane = s.lane and g.group_hash = n.group_hash));
   end if;
-  if not sequin._put_lane(sequin._settle(s, places)) then
+  if not sequin._put_lane(sequin._settle(c, s, places)) then
     return 0;
   end if;
 
   if v_is_dead then
     perform sequin._bury(d, error) from unnest(v_rows) d;
   else
-    insert into sequin.held_group (consumer_id, lane, group_hash, after_seq, behind_lease)
-    select c.id, s.lane, n.group_hash, s.upto_seq, case when n.group_hash = any (v_behind) then v_lease end
-    from unnest(v_groups) n(group_hash)
-    on conflict (consumer_id, lane, group_hash) do update set behind_lease = excluded.behind_lease;
+    insert into sequin.held_group as g (consumer_id, lane, group_hash, after_seq, behind_lease, route_id, record_pk, is_mixed)
+    select c.id, s.lane, d.group_hash, s.upto_seq, case when d.group_hash = any (v_behind) then v_lease end,
+           (array_agg(d.route_id))[1], min(d.record_pk), count(distinct (d.route_id, d.record_pk)) > 1
+    from unnest(v_rows) d
+    group by d.group_hash
+    on conflict (consumer_id, lane, group_hash) do update
+      set behind_lease = excluded.behind_lease,
+          is_mixed = g.is_mixed or excluded.is_mixed
+                     or (g.route_id, g.record_pk) is distinct from (excluded.route_id, excluded.record_pk);
     insert into sequin.delivery select d.* from unnest(v_rows) d;
-    foreach v_group in array v_groups loop
-      perform sequin._arm(c.id, s.lane, v_group);
-    end loop;
+    perform sequin._arm(c.id, s.lane, v_groups);
   end if;
   return cardinality(places);
 end $$;
@@ -161,90 +173,113 @@ as $$
     set deliver_count = excluded.deliver_count, error = excluded.error, dead_at = excluded.dead_at
 $$;
 
--- What a lane has passed by of a held group, after one seq and up to another. By key it is found by its key: the lane
--- may have gone far.
-create or replace function sequin._passed_by(
-  c sequin.consumer, lane smallint, group_hash int, route_id int, record_pk text, after bigint, upto bigint, max_rows int
-)
+-- What a lane has passed by of a held group: its next messages, up to where the lane is. A group by key is found by
+-- its key, as the lane may have gone far; unless another row's group has the same hash, and was passed by with it.
+create or replace function sequin._passed_by(c sequin.consumer, g sequin.held_group, upto bigint, max_rows int)
 returns setof sequin.delivery
 language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
 as $$
 begin
-  if c.reads = 'key' and record_pk is not null then
+  if c.reads = 'key' and g.record_pk is not null and not g.is_mixed then
     return query
-      select c.id, l.seq, _passed_by.lane, l.group_hash, 0, now(), null::timestamptz, null::bigint, null::int, false,
+      select c.id, l.seq, g.lane, l.group_hash, 0, l.committed_at, null::timestamptz, null::bigint, null::int, false, false,
              null::timestamptz, null::text, l.route_id, l.committed_at, l.action, l.table_schema, l.table_name,
              l.record_pk, l.record, l.changes, l.metadata
       from sequin.log l
-      where l.route_id = _passed_by.route_id and l.record_pk = _passed_by.record_pk and l.seq > after and l.seq <= upto
-        and l.lane = _passed_by.lane and (l.action in ('i', 'u', 'd', 'r') or l.action = 'x' and c.is_rows)
+      where l.record_pk = g.record_pk and l.route_id = g.route_id and l.seq > g.after_seq and l.seq <= upto
+        and (l.action in ('i', 'u', 'd', 'r') or l.action = 'x' and c.is_rows)
       order by l.seq
       limit max_rows;
-  else
+  elsif c.reads = 'feed' then
     return query
-      select c.id, l.seq, _passed_by.lane, l.group_hash, 0, now(), null::timestamptz, null::bigint, null::int, false,
+      select c.id, l.seq, g.lane, f.group_hash, 0, l.committed_at, null::timestamptz, null::bigint, null::int, false, false,
              null::timestamptz, null::text, l.route_id, l.committed_at, l.action, l.table_schema, l.table_name,
              l.record_pk, l.record, l.changes, l.metadata
-      from sequin._rows(c, _passed_by.lane, after, upto, 2147483647) l
-      where l.group_hash = _passed_by.group_hash
-        and (l.action in ('i', 'u', 'd', 'r') or l.action = 't' and 'truncate' = any (c.actions) or l.action = 'x' and c.is_rows)
+      from (
+        select f.* from sequin.feed f
+        where f.feed_id = c.feed_id and f.lane = g.lane and f.seq > g.after_seq and f.seq <= upto
+          and f.group_hash = g.group_hash
+        order by f.seq
+        limit max_rows
+      ) f
+      cross join lateral (
+        select * from sequin.log l where l.route_id = f.route_id and l.seq = f.seq
+      ) l
+      order by f.seq;
+  else
+    return query
+      select c.id, l.seq, g.lane, l.group_hash, 0, l.committed_at, null::timestamptz, null::bigint, null::int, false, false,
+             null::timestamptz, null::text, l.route_id, l.committed_at, l.action, l.table_schema, l.table_name,
+             l.record_pk, l.record, l.changes, l.metadata
+      from unnest(c.routes) r(id)
+      cross join lateral (
+        select * from sequin.log l
+        where l.route_id = r.id and l.lane = g.lane and l.seq > g.after_seq and l.seq <= upto
+          and l.group_hash = g.group_hash and (l.action in ('i', 'u', 'd', 'r') or l.action = 'x' and c.is_rows)
+        order by l.seq
+        limit max_rows
+      ) l
       order by l.seq
       limit max_rows;
   end if;
 end $$;
 
--- Goes on with a group after one of its tracked messages is settled: the next of them; else what the lane has passed
--- by meanwhile, a hundred at a time; else the group is its lane's again.
-create or replace function sequin._advance_group(
-  c sequin.consumer, lane smallint, group_hash int, route_id int, record_pk text
-)
+-- Goes on with groups of a lane, some of whose tracked messages (gone_count of them) have just been removed: with the
+-- next of them; else with what the lane has passed by meanwhile, a hundred at a time; else the group is its lane's
+-- again. The caller holds the lane's lock.
+create or replace function sequin._advance_groups(c sequin.consumer, lane smallint, groups int[], gone_count int)
 returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 as $$
 declare
+  v_max constant int := 100;
   s sequin.lane := sequin._lane(c.id, lane);
-  v_after bigint;
+  g sequin.held_group;
   v_passed sequin.delivery[];
-  v_max int := least(100, greatest(c.max_ack_pending - s.tracked, 1));
+  v_count int;
+  v_loaded int := 0;
+  v_released int := 0;
 begin
-  if exists (
-       select from sequin.delivery d
-       where d.consumer_id = c.id and d.lane = s.lane and d.group_hash = _advance_group.group_hash) then
-    perform sequin._arm(c.id, s.lane, group_hash);
-    return;
-  end if;
-  select g.after_seq into v_after from sequin.held_group g
-  where g.consumer_id = c.id and g.lane = s.lane and g.group_hash = _advance_group.group_hash;
-  if not found then
-    return;
-  end if;
-  if s.held_back > 0 then
-    v_passed := array(
-      select p from sequin._passed_by(c, s.lane, group_hash, route_id, record_pk, v_after, s.upto_seq, v_max) p order by p.seq);
-  end if;
-  if coalesce(cardinality(v_passed), 0) = 0 then
-    delete from sequin.held_group g
-    where g.consumer_id = c.id and g.lane = s.lane and g.group_hash = _advance_group.group_hash;
-    perform sequin._count_lane(c.id, s.lane, 0, -1, 0);
-  else
-    update sequin.held_group g
-    set after_seq = case when cardinality(v_passed) < v_max then s.upto_seq else v_passed[cardinality(v_passed)].seq end
-    where g.consumer_id = c.id and g.lane = s.lane and g.group_hash = _advance_group.group_hash;
-    insert into sequin.delivery select p.* from unnest(v_passed) p;
-    perform sequin._count_lane(c.id, s.lane, cardinality(v_passed), 0, -cardinality(v_passed));
-    perform sequin._arm(c.id, s.lane, group_hash);
-  end if;
+  for g in
+    select h.* from sequin.held_group h
+    where h.consumer_id = c.id and h.lane = s.lane and h.group_hash = any (groups)
+      and not exists (
+        select from sequin.delivery d
+        where d.consumer_id = c.id and d.lane = s.lane and d.group_hash = h.group_hash)
+  loop
+    v_count := 0;
+    if g.held_back > 0 then
+      v_passed := array(select p from sequin._passed_by(c, g, s.upto_seq, v_max) p order by p.seq);
+      v_count := cardinality(v_passed);
+    end if;
+    if v_count = 0 then
+      delete from sequin.held_group h
+      where h.consumer_id = c.id and h.lane = s.lane and h.group_hash = g.group_hash;
+      v_released := v_released + 1;
+    else
+      update sequin.held_group h
+      set after_seq = case when v_count < v_max then s.upto_seq else v_passed[v_count].seq end,
+          held_back = case when v_count < v_max then 0 else greatest(h.held_back - v_count, 1) end
+      where h.consumer_id = c.id and h.lane = s.lane and h.group_hash = g.group_hash;
+      insert into sequin.delivery select p.* from unnest(v_passed) p;
+      v_loaded := v_loaded + v_count;
+    end if;
+  end loop;
+  perform sequin._arm(c.id, s.lane, groups);
+  perform sequin._count_lane(c, s.lane, v_loaded - gone_count, v_loaded, -v_released, -v_loaded);
 end $$;
 
--- Ends the leases of these lanes that have run out: what was not acknowledged backs off. Where the caller waits until
--- a deadline, only what it could still hand out by then, because what it does here is nobody's until it returns.
--- How many messages.
-create or replace function sequin._expire(c sequin.consumer, lanes smallint[], deadline timestamptz)
+-- Ends the leases of these lanes that have run out: what was not acknowledged backs off. How many messages. A caller
+-- who may not leave it at that takes only what may be handed out at once, or what nobody else seems to look after.
+create or replace function sequin._expire(c sequin.consumer, lanes smallint[], may_leave boolean)
 returns bigint
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -258,7 +293,8 @@ begin
   foreach v_lane in array coalesce(lanes, '{}') loop
     s := sequin._lane(c.id, v_lane);
     v_until := s.leased_until + sequin._backoff(c, 1);
-    continue when s.leased_until is null or s.leased_until > clock_timestamp() or v_until > deadline
+    continue when s.leased_until is null or s.leased_until > clock_timestamp()
+      or not may_leave and v_until > clock_timestamp() and s.leased_until > clock_timestamp() - interval '3 seconds'
       or not pg_try_advisory_xact_lock(sequin._lane_key(c.name, v_lane));
     s := sequin._lane(c.id, v_lane);
     if s.leased_until <= clock_timestamp() then
@@ -269,8 +305,9 @@ begin
 end $$;
 
 -- Lets other groups overtake leases that keep their lanes waiting: the messages that are out stay out, but one by
--- one. Worth it only where another group is next in line. A few lanes at a time. How many messages.
-create or replace function sequin._overtake(c sequin.consumer, lanes smallint[])
+-- one. Worth it only where another group is next in line. A few lanes at a time. How many messages. Their workers'
+-- acks wait until the caller commits, so that one who may not leave it at that does so only where nobody else seems to.
+create or replace function sequin._overtake(c sequin.consumer, lanes smallint[], may_leave boolean)
 returns bigint
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -283,6 +320,7 @@ begin
   foreach v_lane in array coalesce(lanes[1:4], '{}') loop
     s := sequin._lane(c.id, v_lane);
     continue when c.lane_count = 1 or s.lease is null
+      or not may_leave and s.leased_at > clock_timestamp() - interval '3 seconds'
       or not exists (
         select from sequin._rows(c, s.lane, s.upto_seq, 9223372036854775807, 64) n
         where not exists (
@@ -299,8 +337,81 @@ begin
   return v_total;
 end $$;
 
--- Hands out tracked messages that are due: the first of a group, and those behind it that may go along.
-create or replace function sequin._take_due(consumer_id int, max_rows int, ack_wait interval)
+-- Whether the message of a group that is next, after this one and those that are done, is in no transaction's hands, nor
+-- in a worker's while the caller's transaction goes on: one of them would have to wait for the other.
+create or replace function sequin._is_next_free(
+  c sequin.consumer, lane smallint, group_hash int, after bigint, may_leave boolean
+)
+returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+declare
+  v_next bigint;
+  v_is_out boolean;
+begin
+  select d.seq, d.is_out into v_next, v_is_out from sequin.delivery d
+  where d.consumer_id = c.id and d.lane = _is_next_free.lane and d.group_hash = _is_next_free.group_hash
+    and d.seq > after and not d.is_done
+  order by d.seq
+  limit 1;
+  if not found then
+    return true;
+  elsif v_is_out and not may_leave then
+    return false;
+  end if;
+  perform from sequin.delivery d where d.consumer_id = c.id and d.seq = v_next for update skip locked;
+  return found;
+end $$;
+
+-- Removes the acknowledged messages of a lane, and goes on with their groups. How many. The caller holds its lock.
+create or replace function sequin._sweep(c sequin.consumer, lane smallint, may_leave boolean)
+returns bigint
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+declare
+  v_count int := 0;
+  v_groups int[];
+begin
+  v_groups := array(
+    select g.group_hash
+    from (
+      select distinct d.group_hash from sequin.delivery d
+      where d.consumer_id = c.id and d.due_at = 'epoch' and d.lane = _sweep.lane) g
+    where sequin._is_next_free(c, _sweep.lane, g.group_hash, -1, may_leave));
+  if v_groups <> '{}' then
+    delete from sequin.delivery d
+    where d.consumer_id = c.id and d.due_at = 'epoch' and d.lane = _sweep.lane and d.group_hash = any (v_groups);
+    get diagnostics v_count = row_count;
+    perform sequin._advance_groups(c, lane, v_groups, v_count);
+  end if;
+  return v_count;
+end $$;
+
+-- Gives a tracked message up: it is a dead letter, and its group goes on. The caller holds its lane's lock, and its row.
+create or replace function sequin._give_up(c sequin.consumer, d sequin.delivery)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+as $$
+begin
+  perform sequin._bury(d, d.error);
+  delete from sequin.delivery t where t.consumer_id = c.id and t.seq = d.seq;
+  perform sequin._advance_groups(c, d.lane, array[d.group_hash], 1);
+end $$;
+
+-- Looks after tracked messages, and hands out max_rows (0: none) of those that are due: the first of a group, and those
+-- behind it that may go along. Acknowledged ones are removed, expired ones back off or are given up. In other hands'
+-- lanes nothing is done.
+create or replace function sequin._take_due(consumer_id int, max_rows int, ack_wait interval, may_leave boolean)
 returns table (
   ack_id bigint, seq bigint, action text, table_schema text, table_name text, record_pk text, record jsonb,
   changes jsonb, committed_at timestamptz, deliver_count int, metadata jsonb
@@ -318,77 +429,142 @@ declare
   v_first record;
   d sequin.delivery;
   s sequin.lane;
+  v_skip smallint[] := '{}';         -- lanes in other hands
+  v_full smallint[] := '{}';         -- lanes without room for what was never handed out
+  v_has_freed boolean;
+  v_until timestamptz;
+  v_seqs bigint[];
+  v_fresh int;
+  v_room int;
+  v_permits smallint[];
   v_turn bigint;
   v_left int := max_rows;
   v_count int;
 begin
   select * into c from sequin.consumer c where c.id = _take_due.consumer_id;
-  for v_first in
-    select d.seq, d.lane from sequin.delivery d
-    where d.consumer_id = c.id and d.due_at <= clock_timestamp()
-    order by d.due_at
-    limit max_rows + 16
-  loop
-    exit when v_left <= 0;
-    continue when not pg_try_advisory_xact_lock(sequin._lane_key(c.name, v_first.lane));
-    s := sequin._lane(c.id, v_first.lane);
-    select * into d from sequin.delivery d
-    where d.consumer_id = c.id and d.seq = v_first.seq and d.due_at <= clock_timestamp();
-    continue when not found;
-
-    if d.is_out then
-      -- Its lease has run out.
-      d.error := 'not acknowledged within its ack_wait';
-      if d.deliver_count >= c.max_deliver then
-        perform sequin._drop_tracked(c, d, true);
+  for v_pass in 1..2 loop
+    v_has_freed := false;
+    for v_first in
+      -- Those that were never handed out come last: for lack of room they may have to wait, and others not.
+      (select d.seq, d.lane, d.is_done, false as is_fresh from sequin.delivery d
+       where d.consumer_id = c.id and d.due_at > '-infinity' and d.due_at <= clock_timestamp()
+         and (max_rows > 0 or d.is_done or d.is_out or d.deliver_count >= c.max_deliver)
+       order by d.due_at
+       limit 1000)
+      union all
+      (select d.seq, d.lane, d.is_done, true from sequin.delivery d
+       where d.consumer_id = c.id and d.due_at = '-infinity' and max_rows > 0
+       limit 1000)
+    loop
+      exit when v_left <= 0 and max_rows > 0;
+      continue when v_first.lane = any (v_skip) or v_first.is_fresh and v_first.lane = any (v_full);
+      if not pg_try_advisory_xact_lock(sequin._lane_key(c.name, v_first.lane)) then
+        v_skip := v_skip || v_first.lane;
         continue;
       end if;
-      d.not_before := d.not_before + sequin._backoff(c, d.deliver_count);
-      update sequin.delivery t set is_out = false, error = d.error, not_before = d.not_before, due_at = d.not_before
-      where t.consumer_id = c.id and t.seq = d.seq;
-      continue when d.not_before > clock_timestamp();
-    end if;
-    -- Some of its group may still be out with the lane's lease: one batch of a group at a time.
-    continue when exists (
-      select from sequin.held_group g
-      where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash
-        and g.behind_lease = s.lease and s.leased_until > clock_timestamp());
+      s := sequin._lane(c.id, v_first.lane);
+      -- Its row in this transaction's hands, a lane that is out could not be acknowledged.
+      continue when not may_leave and s.lease is not null and (v_first.is_done or v_first.is_fresh);
+      if v_first.is_done then
+        v_has_freed := sequin._sweep(c, v_first.lane, may_leave) > 0 or v_has_freed;
+        continue;
+      end if;
+      -- Its worker may be acknowledging it after all.
+      select * into d from sequin.delivery d
+      where d.consumer_id = c.id and d.seq = v_first.seq and d.due_at <= clock_timestamp() and not d.is_done
+      for update skip locked;
+      continue when not found;
 
-    v_turn := nextval('sequin.turn');
-    update sequin.delivery t
-    set lease = v_turn, pick = p.place, is_out = true, deliver_count = t.deliver_count + 1, leased_at = clock_timestamp(),
-        not_before = clock_timestamp() + ack_wait,
-        due_at = case when t.seq = d.seq then clock_timestamp() + ack_wait end
-    from (
-      select g.seq, row_number() over (order by g.seq) - 1 as place,
-             bool_and(not g.is_out and g.not_before <= clock_timestamp()) over (order by g.seq) as may_go
-      from sequin.delivery g
-      where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash
-      order by g.seq
-      limit v_left) p
-    where t.consumer_id = c.id and t.seq = p.seq and p.may_go;
-    get diagnostics v_count = row_count;
-    v_left := v_left - v_count;
-    return query
-      select sequin._ack_id(v_turn, true, t.lane, t.pick), t.seq, sequin._action(t.action), t.table_schema, t.table_name,
-             t.record_pk, t.record, case when not c.is_rows then t.changes end, t.committed_at, t.deliver_count, t.metadata
-      from sequin.delivery t
-      where t.consumer_id = c.id and t.lease = v_turn
-      order by t.seq;
+      if d.deliver_count >= c.max_deliver then
+        continue when not may_leave and s.lease is not null
+          or not sequin._is_next_free(c, d.lane, d.group_hash, d.seq, may_leave);
+        if d.is_out then
+          d.error := 'not acknowledged within its ack_wait';
+        end if;
+        perform sequin._give_up(c, d);
+        v_has_freed := true;
+        continue;
+      elsif d.is_out then
+        v_until := d.not_before + sequin._backoff(c, d.deliver_count);
+        continue when not may_leave and v_until > clock_timestamp();
+        update sequin.delivery t
+        set is_out = false, error = 'not acknowledged within its ack_wait', not_before = v_until, due_at = v_until
+        where t.consumer_id = c.id and t.seq = d.seq;
+        continue when v_until > clock_timestamp();
+      end if;
+      continue when max_rows = 0;
+      -- One batch of a group at a time: some of it may still be out, with the lane's lease, or of later messages than one
+      -- that was redriven.
+      continue when exists (
+          select from sequin.held_group g
+          where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash
+            and g.behind_lease = s.lease and s.leased_until > clock_timestamp())
+        or exists (
+          select from sequin.delivery g
+          where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash
+            and g.is_out and g.not_before > clock_timestamp());
+
+      v_seqs := array(
+        select g.seq from sequin.delivery g
+        where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash
+          and not g.is_out and not g.is_done and g.not_before <= clock_timestamp()
+          and (g.deliver_count < c.max_deliver) is not false
+        order by g.seq
+        limit v_left
+        for update skip locked);
+      v_seqs := array(
+        select g.seq
+        from (
+          select g.seq, bool_and(g.seq = any (v_seqs)) over (order by g.seq) as may_go
+          from sequin.delivery g
+          where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash and not g.is_done
+          order by g.seq
+          limit v_left) g
+        where g.may_go
+        order by g.seq);
+      -- What was never handed out is pending from now on.
+      select count(*) into v_fresh from sequin.delivery g
+      where g.consumer_id = c.id and g.seq = any (v_seqs) and g.deliver_count = 0;
+      if v_fresh > 0 then
+        v_count := s.out_count + s.tracked - s.fresh;
+        v_room := c.lane_quota + c.permit_size * coalesce(cardinality(s.permits), 0) - v_count;
+        v_permits := null;
+        if v_room < v_fresh then
+          v_permits := sequin._permits(c, sequin._permits_for(c, v_count + v_fresh) - coalesce(cardinality(s.permits), 0));
+          v_room := v_room + c.permit_size * cardinality(v_permits);
+        end if;
+        if v_room < v_fresh then
+          v_full := v_full || d.lane;
+          v_seqs := array(
+            select g.seq
+            from (
+              select g.seq, count(*) filter (where g.deliver_count = 0) over (order by g.seq) as fresh_count
+              from sequin.delivery g
+              where g.consumer_id = c.id and g.seq = any (v_seqs)) g
+            where g.fresh_count <= v_room
+            order by g.seq);
+          v_fresh := greatest(v_room, 0);
+        end if;
+        continue when v_seqs = '{}';
+        perform sequin._count_lane(c, d.lane, 0, -v_fresh, 0, 0, v_permits);
+      end if;
+
+      v_turn := nextval('sequin.turn');
+      update sequin.delivery t
+      set lease = v_turn, pick = p.place - 1, is_out = true, deliver_count = t.deliver_count + 1,
+          leased_at = clock_timestamp(), not_before = clock_timestamp() + ack_wait,
+          due_at = case when p.place = 1 then clock_timestamp() + ack_wait end
+      from unnest(v_seqs) with ordinality p(seq, place)
+      where t.consumer_id = c.id and t.seq = p.seq;
+      get diagnostics v_count = row_count;
+      v_left := v_left - v_count;
+      return query
+        select sequin._ack_id(v_turn, true, t.lane, t.pick), t.seq, sequin._action(t.action), t.table_schema, t.table_name,
+               t.record_pk, t.record, case when not c.is_rows then t.changes end, t.committed_at, t.deliver_count, t.metadata
+        from sequin.delivery t
+        where t.consumer_id = c.id and t.lease = v_turn
+        order by t.seq;
+    end loop;
+    exit when not v_has_freed or v_left <= 0;
   end loop;
-end $$;
-
--- Settles one tracked message: it is done, or dead, and its group goes on.
-create or replace function sequin._drop_tracked(c sequin.consumer, d sequin.delivery, is_dead boolean)
-returns void
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  if is_dead then
-    perform sequin._bury(d, d.error);
-  end if;
-  delete from sequin.delivery t where t.consumer_id = c.id and t.seq = d.seq;
-  perform sequin._count_lane(c.id, d.lane, -1, 0, 0);
-  perform sequin._advance_group(c, d.lane, d.group_hash, d.route_id, d.record_pk);
 end $$;

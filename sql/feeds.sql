@@ -103,17 +103,19 @@ as $$
 declare
   v_head bigint;
   s sequin.lane;
-  d record;
   v_void text;
 begin
   if old.start_seq is null then
     return new;
   end if;
+  -- Nor may a survey of the old lanes be written down any more.
+  v_void := pg_advisory_xact_lock(hashtextextended(old.name, 7190236));
   for v_lane in 0..old.lane_count - 1 loop
-    s := sequin._lane(old.id, v_lane::smallint);
-    if s.lease is not null then
-      perform sequin._untie(old, s, sequin._unsettled(s), true, false, s.leased_until, null);
-    end if;
+    perform sequin._sweep(old, v_lane::smallint, true);
+    loop
+      s := sequin._lane(old.id, v_lane::smallint);
+      exit when s.lease is null or sequin._untie(old, s, sequin._unsettled(s), true, false, s.leased_until, null) > 0;
+    end loop;
   end loop;
 
   -- From now on always a feed: the lanes of the log say nothing about rows that were settled in another order.
@@ -168,7 +170,6 @@ begin
 
   new.start_seq := 0;
   new.start_total := 0;
-  new.lane_quota := greatest(1, new.max_ack_pending / new.lane_count);
   delete from sequin.lane l where l.consumer_id = old.id and l.lane >= new.lane_count;
   for v_lane in 0..new.lane_count - 1 loop
     s := sequin._lane(old.id, v_lane::smallint);
@@ -182,13 +183,18 @@ begin
     s.upto_seq := 0;
     s.passed := 0;
     s.held_back := 0;
-    select count(*), count(distinct t.group_hash) into s.tracked, s.held
+    s.permits := null;
+    select count(*), count(*) filter (where t.deliver_count = 0), count(distinct t.group_hash) into s.tracked, s.fresh, s.held
     from sequin.delivery t where t.consumer_id = old.id and t.lane = v_lane;
     perform sequin._put_lane(s);
   end loop;
-  insert into sequin.held_group (consumer_id, lane, group_hash, after_seq)
-  select distinct t.consumer_id, t.lane, t.group_hash, 0 from sequin.delivery t where t.consumer_id = old.id;
-  perform sequin._arm(old.id, g.lane, g.group_hash) from sequin.held_group g where g.consumer_id = old.id;
+  insert into sequin.held_group (consumer_id, lane, group_hash, after_seq, route_id, record_pk)
+  select t.consumer_id, t.lane, t.group_hash, 0, min(t.route_id), min(t.record_pk)
+  from sequin.delivery t
+  where t.consumer_id = old.id
+  group by t.consumer_id, t.lane, t.group_hash;
+  perform sequin._arm(old.id, g.lane, array_agg(g.group_hash)) from sequin.held_group g where g.consumer_id = old.id group by g.lane;
+  perform sequin._renew_permits(new);
   insert into sequin.floor (consumer_id, step, seq, busy, is_deep)
   select old.id, f.step + 1, 0, array(select generate_series(0, new.lane_count - 1)::smallint), false
   from sequin.floor f where f.consumer_id = old.id

@@ -125,22 +125,64 @@ as $$
   select s from sequin.lane s where s.consumer_id = $1 and s.lane = $2 order by s.prev desc limit 1
 $$;
 
+-- Whether this transaction sees what committed when it began, and not what commits meanwhile.
+create or replace function sequin._is_strict()
+returns boolean
+language sql
+stable
+as $$
+  select pg_catalog.current_setting('transaction_isolation') in ('repeatable read', 'serializable')
+$$;
+
 -- Puts a lane's new row in place of the one that was read. Whether it could: not where another has moved the lane on
 -- meanwhile; under a snapshot older than that, 40001.
 create or replace function sequin._put_lane(state sequin.lane)
 returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
 begin
   state.prev := state.turn;
   state.turn := nextval('sequin.turn');
-  insert into sequin.lane select (state).* on conflict do nothing;
+  -- The row in the way may have been replaced in its turn, and trimmed: an old snapshot would not meet it. The row that
+  -- it saw as the newest is gone as well then, and cannot be locked.
+  if sequin._is_strict() then
+    perform from sequin.lane s
+    where s.consumer_id = state.consumer_id and s.lane = state.lane order by s.prev desc limit 1 for key share;
+  end if;
+  insert into sequin.lane
+  select (state).*
+  from (select s.turn from sequin.lane s
+        where s.consumer_id = state.consumer_id and s.lane = state.lane order by s.prev desc limit 1) n
+  where n.turn = state.prev
+  on conflict do nothing;
   return found;
 end $$;
 
--- Adds to what a lane counts: tracked messages, held groups, rows held back in the log. The caller holds its lock.
-create or replace function sequin._count_lane(consumer_id int, lane smallint, tracked int, held int, held_back bigint)
+-- How many permits a lane needs to have so many messages pending: handed out and not acknowledged, or backing off.
+create or replace function sequin._permits_for(c sequin.consumer, pending int)
+returns int
+language sql
+immutable
+as $$
+  select greatest(0, (pending - c.lane_quota + c.permit_size - 1) / c.permit_size)
+$$;
+
+-- A lane's state without the permits that it no longer needs.
+create or replace function sequin._fit_permits(c sequin.consumer, s sequin.lane)
+returns smallint[]
+language sql
+immutable
+as $$
+  select case when s.permits is not null then nullif(s.permits[1:sequin._permits_for(c, s.out_count + s.tracked - s.fresh)], '{}') end
+$$;
+
+-- Adds to what a lane counts: tracked messages, fresh ones among them, held groups, messages held back in the log; and
+-- to the permits it holds. The caller holds its lock.
+create or replace function sequin._count_lane(
+  c sequin.consumer, lane smallint, tracked int, fresh int, held int, held_back bigint, permits smallint[] default null
+)
 returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -148,14 +190,15 @@ as $$
 declare
   s sequin.lane;
 begin
-  -- An ack may come between: it does not wait for the lock.
+  -- An ack or a nack may come between: it does not wait for the lock.
   loop
-    s := sequin._lane(consumer_id, lane);
+    s := sequin._lane(c.id, lane);
     s.tracked := s.tracked + _count_lane.tracked;
+    s.fresh := s.fresh + _count_lane.fresh;
     s.held := s.held + _count_lane.held;
-    -- Rows that are no message of this consumer were passed by as well, and are nobody's.
-    s.held_back := case when s.held > 0 then s.held_back + _count_lane.held_back else 0 end;
-    s.permits := s.permits[1:s.out_count + s.tracked];
+    s.held_back := case when s.held > 0 then greatest(s.held_back + _count_lane.held_back, 0) else 0 end;
+    s.permits := s.permits || _count_lane.permits;
+    s.permits := sequin._fit_permits(c, s);
     exit when sequin._put_lane(s);
   end loop;
 end $$;

@@ -51,6 +51,7 @@ begin
     select f.busy, f.is_deep from sequin.floor f where f.consumer_id = c.id order by f.step desc limit 1) f
   where c.name = consumer and f.is_deep and c.reads = 'key' and cardinality(c.routes) = 1 and c.paused_at is null
     and c.start_seq is not null and batch_size between 2 and 10000
+    and wait >= '0' and wait <= '60 seconds' and not sequin._is_strict()
     and current_setting('transaction_read_only') = 'off'
     and (sequin._caller() = current_user or sequin._may_consume(c.id))
     and not exists (select from sequin.delivery d where d.consumer_id = c.id and d.due_at <= clock_timestamp())
@@ -71,7 +72,11 @@ begin
     having bool_and(l.action in ('i', 'u', 'd', 'r')) and (not v_is_rows or count(distinct l.group_hash) = count(*));
     continue when not found or not pg_try_advisory_xact_lock(sequin._lane_key(consumer, v_lane));
     insert into sequin.lane (consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed)
-    values (v_id, v_lane, v_prev, nextval('sequin.turn'), v_to, v_to, v_passed + v_count)
+    select v_id, v_lane, v_prev, nextval('sequin.turn'), v_to, v_to, v_passed + v_count
+    from (
+      -- Locked, and looked at again: as in receive.
+      select s.turn from sequin.lane s where s.consumer_id = v_id and s.lane = v_lane order by s.prev desc limit 1) s
+    where s.turn = v_prev and exists (select from sequin.consumer c where c.id = v_id and c.reads = 'key')
     on conflict do nothing;
     continue when not found;
     return query

@@ -29,60 +29,49 @@ begin
   end if;
 end $$;
 
--- What a consumer may still hand out, counting what is out and what backs off.
-create or replace function sequin._room(consumer_id int)
-returns int
+-- Permits of a consumer, so many at most: of those that no lane holds and no transaction is about to hold. However many
+-- workers ask at once, none is given twice, and none of them waits for another.
+create or replace function sequin._permits(c sequin.consumer, max_count int)
+returns smallint[]
 language plpgsql
-stable
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
-begin
-  return (
-    select max(c.max_ack_pending) - coalesce(sum(s.out_count + s.tracked), 0)
-    from sequin.consumer c
-    cross join lateral generate_series(0, c.lane_count - 1) n(lane)
-    cross join lateral (
-      select s.out_count, s.tracked from sequin.lane s
-      where s.consumer_id = c.id and s.lane = n.lane::smallint
-      order by s.prev desc
-      limit 1) s
-    where c.id = consumer_id);
-end $$;
-
--- Permits to have a message out, for a consumer that may have fewer than it has lanes: at most max_rows of those that
--- no lane holds and no transaction is about to hold. However many workers ask at once, no more than max_ack_pending
--- are ever given, and none of them waits for another.
-create or replace function sequin._permits(c sequin.consumer, max_rows int)
-returns smallint[]
-language plpgsql
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-as $$
 declare
+  v_used smallint[] := '{}';
   v_got smallint[] := '{}';
+  v_permit smallint;
+  v_start int := floor(random() * c.permit_count);
 begin
-  for v_permit in 0..c.max_ack_pending - 1 loop
-    exit when cardinality(v_got) >= max_rows;
-    if pg_try_advisory_xact_lock(hashtextextended(c.name, 7190237) & -64::bigint | v_permit) then
-      v_got := v_got || v_permit::smallint;
-    end if;
+  -- Where there is little to go round, it is worth a look not to lock what is in use: it may come free meanwhile.
+  for v_round in (case when c.lane_quota = 0 then 0 else 1 end)..2 loop
+    exit when cardinality(v_got) >= least(max_count, c.permit_count);
+    for v_i in 0..c.permit_count - 1 loop
+      exit when v_round = 0 or cardinality(v_got) >= max_count;
+      v_permit := (v_start + v_i) % c.permit_count;
+      if not v_permit = any (v_used || v_got)
+         and pg_try_advisory_xact_lock(hashtextextended(c.name, 7190237) & -128::bigint | v_permit) then
+        v_got := v_got || v_permit;
+      end if;
+    end loop;
+    exit when v_round > 0 and v_got = '{}';
+    -- A new statement, and so a snapshot newer than the locks.
+    v_used := array(
+      select unnest(s.permits)
+      from generate_series(0, c.lane_count - 1) n(lane)
+      cross join lateral (
+        select s.permits from sequin.lane s
+        where s.consumer_id = c.id and s.lane = n.lane::smallint
+        order by s.prev desc
+        limit 1) s);
+    v_got := array(select unnest(v_got) except select unnest(v_used));
   end loop;
-  -- A new statement, and so a snapshot newer than the locks.
-  return array(
-    select unnest(v_got)
-    except
-    select unnest(s.permits)
-    from generate_series(0, c.lane_count - 1) n(lane)
-    cross join lateral (
-      select s.permits from sequin.lane s
-      where s.consumer_id = c.id and s.lane = n.lane::smallint
-      order by s.prev desc
-      limit 1) s);
+  return v_got;
 end $$;
 
--- Gives out permits anew to what is out, after a change of max_ack_pending. The caller holds every lane's lock.
+-- Gives out permits anew to what is pending, after a change of max_ack_pending or of lanes. Where that is more than may
+-- be, nobody gets one until it is less. The caller holds every lane's lock.
 create or replace function sequin._renew_permits(c sequin.consumer)
 returns void
 language plpgsql
@@ -92,14 +81,18 @@ declare
   s sequin.lane;
   v_next int := 0;
   v_count int;
+  v_is_put boolean;
 begin
   for v_lane in 0..c.lane_count - 1 loop
-    s := sequin._lane(c.id, v_lane::smallint);
-    v_count := s.out_count + s.tracked;
-    continue when s.lane is null or v_count = 0 and s.permits is null;
-    s.permits := case when c.max_ack_pending < 64 then array(select generate_series(v_next, v_next + v_count - 1)::smallint) end;
-    v_next := v_next + v_count;
-    perform sequin._put_lane(s);
+    loop
+      s := sequin._lane(c.id, v_lane::smallint);
+      v_count := least(sequin._permits_for(c, s.out_count + s.tracked - s.fresh), c.permit_count - v_next);
+      exit when s.lane is null or v_count = 0 and s.permits is null;
+      s.permits := nullif(array(select generate_series(v_next, v_next + v_count - 1)::smallint), '{}');
+      v_is_put := sequin._put_lane(s);
+      exit when v_is_put;
+    end loop;
+    v_next := v_next + coalesce(v_count, 0);
   end loop;
 end $$;
 
@@ -149,8 +142,9 @@ declare
   v_lane smallint;
   v_limit int;
   v_left int := batch_size;
-  v_room int;                        -- above the quota: what the consumer may have out besides
+  v_size int;                        -- a permit is good for so many messages, in a lane that has its quota
   v_permits smallint[];
+  v_needed int;
   v_prev bigint;
   v_from bigint;
   v_to bigint;
@@ -161,6 +155,9 @@ declare
   v_count int;
   v_misses int := 0;
   v_has_freed boolean;               -- this call has settled what others left behind: its messages may be due now
+  v_is_strict boolean := sequin._is_strict();
+  -- Nothing else is in this transaction, that is, it ends with this call: see deliveries.sql.
+  v_is_alone boolean := statement_timestamp() = transaction_timestamp();
   v_deadline timestamptz;
   v_pause double precision := 0.001;
 begin
@@ -173,7 +170,7 @@ begin
   -- Nearly all of a backlog is handed out here: far behind, lanes at random that are free and plain (each row of the
   -- range is a message, and none an older version of another), in as few statements as it takes; one costs as much as
   -- ten rows. One receive in thirty goes the long way all the same, to see what is due.
-  if random() > 0.03 then
+  if random() > 0.03 and not v_is_strict then
     loop
       select c.id, c.routes[1], c.is_rows, coalesce(receive.ack_wait, c.ack_wait), c.lane_quota,
              s.lane, s.turn, case when s.lease is null then s.upto_seq end, s.passed, nextval('sequin.turn')
@@ -188,7 +185,7 @@ begin
       where c.name = consumer and f.is_deep
         and c.reads = 'key' and cardinality(c.routes) = 1
         and c.start_seq is not null and c.paused_at is null
-        and c.max_ack_pending >= 64
+        and c.lane_quota > 0
         and s.held = 0 and s.tracked = 0
         and (sequin._caller() = current_user or sequin._may_consume(c.id));
       if found and v_left = 1 then
@@ -206,33 +203,43 @@ begin
         if v_is_plain and pg_try_advisory_xact_lock(sequin._lane_key(consumer, v_lane)) then
           insert into sequin.lane (
             consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed, lease, leased_at, leased_until, out_count)
-          values (
-            v_id, v_lane, v_prev, v_turn, v_from, seq, v_passed + 1,
-            v_turn, clock_timestamp(), clock_timestamp() + v_ack_wait, 1)
+          select v_id, v_lane, v_prev, v_turn, v_from, seq, v_passed + 1,
+                 v_turn, clock_timestamp(), clock_timestamp() + v_ack_wait, 1
+          from (
+            -- The lock is held: nobody can move the lane on from here, and a row that was replaced and trimmed is not found.
+            select s.turn from sequin.lane s where s.consumer_id = v_id and s.lane = v_lane order by s.prev desc limit 1) s
+          where s.turn = v_prev
           on conflict do nothing;
           if found then
             return next;
             return;
           end if;
         end if;
-      elsif found then
-        if v_left > v_quota and v_room is null then
-          v_room := sequin._room(v_id);
+      elsif not found then
+        exit;
+      elsif v_from is not null and pg_try_advisory_xact_lock(sequin._lane_key(consumer, v_lane)) then
+        if v_left > v_quota and v_permits is null then
+          select * into v_consumer from sequin.consumer c where c.id = v_id;
+          v_size := v_consumer.permit_size;
+          v_permits := sequin._permits(v_consumer, sequin._permits_for(v_consumer, v_left));
         end if;
         insert into sequin.lane (
-          consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed, lease, leased_at, leased_until, out_count)
+          consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed, lease, leased_at, leased_until, out_count, permits)
         select v_id, v_lane, v_prev, v_turn, v_from, l.last_seq, v_passed + l.n,
-               v_turn, clock_timestamp(), clock_timestamp() + v_ack_wait, l.n
+               v_turn, clock_timestamp(), clock_timestamp() + v_ack_wait, l.n,
+               nullif(v_permits[1:(l.n - v_quota + v_size - 1) / v_size], '{}')
         from (
+          -- Locked: nobody can move the lane on from here, and a row that was replaced and trimmed is not found.
+          select s.turn from sequin.lane s where s.consumer_id = v_id and s.lane = v_lane order by s.prev desc limit 1) s
+        cross join lateral (
           select max(l.seq) as last_seq, count(*) as n, count(distinct l.group_hash) as group_count,
                  bool_and(l.action in ('i', 'u', 'd', 'r')) as is_plain
           from (
             select l.seq, l.action, l.group_hash from sequin.log l
             where l.route_id = v_route and l.lane = v_lane and l.seq > v_from and l.seq < sequin._segment_end(v_from)
             order by l.seq
-            limit greatest(least(v_left, v_room), 0)) l) l
-        where l.is_plain and (not v_is_rows or l.group_count = l.n)
-          and pg_try_advisory_xact_lock(sequin._lane_key(consumer, v_lane))
+            limit least(v_left, v_quota + coalesce(cardinality(v_permits) * v_size, 0))) l) l
+        where s.turn = v_prev and l.is_plain and (not v_is_rows or l.group_count = l.n)
         on conflict do nothing
         returning upto_seq, out_count, sequin._ack_id(turn, false, lane, 0) - 1 into v_to, v_count, v_ack_id;
         if found then
@@ -246,11 +253,9 @@ begin
               order by l.seq) l;
           v_left := v_left - v_count;
           exit when v_left = 0;
-          v_room := v_room - v_count;
+          v_permits := v_permits[greatest((v_count - v_quota + v_size - 1) / v_size, 0) + 1:];
           v_misses := 0;
         end if;
-      else
-        exit;
       end if;
       v_misses := v_misses + 1;
       exit when v_misses >= 3;
@@ -262,11 +267,12 @@ begin
   end if;
 
   loop
-    select c.id, case when c.reads = 'key' and cardinality(c.routes) = 1 then c.routes[1] end, c.lane_quota,
-           c.max_ack_pending < 64, c.is_rows, coalesce(receive.ack_wait, c.ack_wait),
+    v_permits := null;
+    select c.id, case when c.reads = 'key' and cardinality(c.routes) = 1 then c.routes[1] end, c.lane_quota, c.permit_size,
+           c.lane_quota = 0, c.is_rows, coalesce(receive.ack_wait, c.ack_wait),
            c.start_seq is not null and c.paused_at is null,
            sequin._caller() = current_user or sequin._may_consume(c.id), f.busy, coalesce(f.is_deep, false), 0, false
-      into v_id, v_route, v_quota,
+      into v_id, v_route, v_quota, v_size,
            v_is_tight, v_is_rows, v_ack_wait,
            v_is_ready,
            v_is_mine, v_busy, v_is_deep, v_misses, v_has_freed
@@ -293,17 +299,12 @@ begin
       -- What was nacked or has expired comes first.
       if v_round = 1 or v_has_freed then
         if exists (select from sequin.delivery d where d.consumer_id = v_id and d.due_at <= clock_timestamp()) then
-          return query select * from sequin._take_due(v_id, v_left, v_ack_wait);
+          v_permits := null;
+          return query select * from sequin._take_due(v_id, v_left, v_ack_wait, v_is_alone and v_deadline is null);
           get diagnostics v_count = row_count;
           v_left := v_left - v_count;
           exit when v_left <= 0;
         end if;
-      end if;
-      if v_round = 1 and v_is_tight then
-        v_permits := sequin._permits(v_consumer, v_left);
-        v_room := cardinality(v_permits);
-      elsif v_round = 1 and v_left > v_quota then
-        v_room := sequin._room(v_id);
       end if;
 
       -- Which lanes to try: far behind, a busy one at random; else those that a survey finds. Now and then a survey
@@ -314,25 +315,33 @@ begin
       else
         v_is_deep := false;
         select * into v_consumer from sequin.consumer c where c.id = v_id;
-        v_survey := sequin._survey(v_consumer, greatest(least(v_left, v_room), 1), v_deadline is null);
-        if sequin._expire(v_consumer, v_survey.expired, v_deadline) > 0
-           or v_survey.lanes is null and sequin._overtake(v_consumer, v_survey.stuck) > 0 then
+        v_survey := sequin._survey(v_consumer, v_left, v_deadline is null);
+        if sequin._expire(v_consumer, v_survey.expired, v_is_alone and v_deadline is null) > 0
+           or v_survey.lanes is null
+              and sequin._overtake(v_consumer, v_survey.stuck, v_is_alone and (v_deadline is null or not v_is_tight)) > 0 then
           exit when v_has_freed;
           v_has_freed := true;
           continue;
         end if;
-        exit when v_survey.lanes is null or v_room <= 0;
+        exit when v_survey.lanes is null;
         v_lanes := v_survey.lanes;
         v_limits := v_survey.limits;
       end if;
+      if v_permits is null and v_is_tight then
+        v_permits := sequin._permits(v_consumer, least(v_left, (select sum(l) from unnest(v_limits) l))::int);
+      elsif v_permits is null and v_left > v_quota then
+        v_permits := sequin._permits(v_consumer, sequin._permits_for(v_consumer, v_left));
+      end if;
+      exit when v_is_tight and v_permits = '{}';
 
       for v_i in 1..cardinality(v_lanes) loop
         v_lane := v_lanes[v_i];
-        v_limit := least(v_limits[v_i], v_left, coalesce(v_room, v_quota));
+        v_limit := least(v_limits[v_i], v_left, v_quota + v_size * coalesce(cardinality(v_permits), 0));
         exit when v_limit <= 0;
         v_count := 0;
         v_misses := v_misses + 1;
-        select s.turn, s.upto_seq, s.passed, s.held = 0 and s.tracked = 0 and v_route is not null, nextval('sequin.turn')
+        select s.turn, s.upto_seq, s.passed, 
+               s.held = 0 and s.tracked = 0 and v_route is not null and not v_is_strict, nextval('sequin.turn')
           into v_prev, v_from, v_passed, v_is_plain, v_turn
         from (select * from sequin.lane s where s.consumer_id = v_id and s.lane = v_lane order by s.prev desc limit 1) s
         where s.lease is null;
@@ -369,14 +378,19 @@ begin
         -- Locked only now, so that a lane with nothing to take is not kept from others; its row says if it was too late.
         continue when not pg_try_advisory_xact_lock(sequin._lane_key(consumer, v_lane));
         if v_is_plain then
+          v_needed := greatest((v_count - v_quota + v_size - 1) / v_size, 0);
           insert into sequin.lane (
             consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed,
             lease, leased_at, leased_until, out_count, permits)
-          values (
-            v_id, v_lane, v_prev, v_turn, v_from, v_to, v_passed + v_count,
-            v_turn, clock_timestamp(), clock_timestamp() + v_ack_wait, v_count, v_permits[1:v_count])
+          select v_id, v_lane, v_prev, v_turn, v_from, v_to, v_passed + v_count,
+                 v_turn, clock_timestamp(), clock_timestamp() + v_ack_wait, v_count, nullif(v_permits[1:v_needed], '{}')
+          from (
+            select s.turn from sequin.lane s where s.consumer_id = v_id and s.lane = v_lane order by s.prev desc limit 1) s
+          -- As above; and alter_consumer may have given the lanes another meaning before this one was looked at.
+          where s.turn = v_prev and exists (select from sequin.consumer c where c.id = v_id and c.reads = 'key')
           on conflict do nothing;
           continue when not found;
+          v_permits := v_permits[v_needed + 1:];
           if v_limit = 1 then
             return next;
           else
@@ -392,10 +406,11 @@ begin
         else
           return query select * from sequin._take(v_id, v_lane, v_limit, v_ack_wait, v_permits);
           get diagnostics v_count = row_count;
+          if v_permits is not null then
+            v_permits := array(select unnest(v_permits) except select unnest((sequin._lane(v_id, v_lane)).permits));
+          end if;
         end if;
         v_left := v_left - v_count;
-        v_room := v_room - v_count;
-        v_permits := v_permits[v_count + 1:];
         if v_count > 0 then v_misses := 0; end if;
       end loop;
     end loop;
@@ -442,10 +457,21 @@ declare
   c sequin.consumer;
   v_state sequin.lane := sequin._lane(_take.consumer_id, _take.lane);
   v_turn bigint := nextval('sequin.turn');
+  v_pending int;
   v_limit int;
 begin
   select * into c from sequin.consumer c where c.id = _take.consumer_id;
-  v_limit := least(max_rows, c.max_ack_pending - v_state.tracked);
+  v_pending := v_state.tracked - v_state.fresh;
+  if permits is null and v_pending + max_rows > c.lane_quota + c.permit_size * coalesce(cardinality(v_state.permits), 0) then
+    permits := sequin._permits(c, sequin._permits_for(c, v_pending + max_rows) - coalesce(cardinality(v_state.permits), 0));
+  end if;
+  permits := v_state.permits || permits;
+  v_limit := least(max_rows, c.lane_quota + c.permit_size * coalesce(cardinality(permits), 0) - v_pending);
+  -- The lane's row under an older snapshot: see _put_lane.
+  if sequin._is_strict() then
+    perform from sequin.lane s
+    where s.consumer_id = c.id and s.lane = v_state.lane order by s.prev desc limit 1 for key share;
+  end if;
   -- Where there is one group, a held one is the whole lane.
   if v_state.lease is not null or v_limit <= 0 or v_state.held > 0 and c.lane_count = 1 then
     return;
@@ -465,7 +491,9 @@ begin
                    where g.consumer_id = c.id and g.lane = v_state.lane and g.group_hash = r.group_hash) as is_held,
                  r.action in ('i', 'u', 'd', 'r') or r.action = 't' and 'truncate' = any (c.actions)
                    or r.action = 'x' and c.is_rows as is_message
-          from sequin._rows(c, v_state.lane, v_state.upto_seq, 9223372036854775807, greatest(v_limit, 64)) r
+          -- Held groups may have much in the way.
+          from sequin._rows(c, v_state.lane, v_state.upto_seq, 9223372036854775807,
+                            greatest(v_limit, case when v_state.held > 0 then 512 else 64 end)) r
         ) r
       ) r
       window w as (order by r.seq)
@@ -474,20 +502,33 @@ begin
     ), leased as (
       insert into sequin.lane (
         consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed, held_back,
-        lease, leased_at, leased_until, out_count, picks, tracked, held, permits)
+        lease, leased_at, leased_until, out_count, picks, tracked, fresh, held, permits)
       select c.id, v_state.lane, v_state.turn, v_turn, case when p.n > 0 then v_state.cursor_seq else r.last_seq end,
              r.last_seq, v_state.passed + r.n, v_state.held_back + r.n_held,
              case when p.n > 0 then v_turn end, case when p.n > 0 then clock_timestamp() end,
              case when p.n > 0 then clock_timestamp() + _take.ack_wait end, p.n,
-             case when p.n < r.n then p.places end, v_state.tracked, v_state.held,
-             v_state.permits || _take.permits[1:p.n]
+             case when p.n < r.n then p.places end, v_state.tracked, v_state.fresh, v_state.held,
+             nullif(_take.permits[1:sequin._permits_for(c, v_pending + p.n)], '{}')
       from (
-        select max(r.seq) as last_seq, count(*) as n, count(*) filter (where r.is_held) as n_held
+        select max(r.seq) as last_seq, count(*) as n, count(*) filter (where r.is_held and r.is_message) as n_held
         from range r where r.pick_count <= v_limit) r
       cross join (select count(*)::int as n, array_agg(p.place order by p.place) as places from picked p) p
       where r.n > 0
       on conflict do nothing
       returning turn
+    ), passed as (
+      update sequin.held_group g
+      set held_back = g.held_back + h.n, is_mixed = g.is_mixed or h.is_mixed
+      from (
+        select r.group_hash, count(*) as n,
+               bool_or((r.route_id, r.record_pk) is distinct from (g.route_id, g.record_pk)) as is_mixed
+        from range r
+        join sequin.held_group g on g.consumer_id = c.id and g.lane = v_state.lane and g.group_hash = r.group_hash
+        where r.is_held and r.is_message and r.pick_count <= v_limit
+        group by r.group_hash
+      ) h
+      where g.consumer_id = c.id and g.lane = v_state.lane and g.group_hash = h.group_hash
+        and v_state.held > 0 and exists (select from leased)
     )
     select sequin._ack_id(v_turn, false, v_state.lane, p.place), p.seq, sequin._action(p.action), p.table_schema,
            p.table_name, p.record_pk, p.record, case when not c.is_rows then p.changes end, p.committed_at, 1, p.metadata

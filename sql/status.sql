@@ -35,7 +35,7 @@ begin
     ), tracked as (
       select count(*) filter (where d.is_out) as n_out, count(*) filter (where not d.is_out) as n_waiting,
              count(*) filter (where d.deliver_count = 0) as n_new
-      from sequin.delivery d where d.consumer_id = c.id
+      from sequin.delivery d where d.consumer_id = c.id and not d.is_done
     ), oldest as (
       select o.seq, o.committed_at, o.metadata
       from (
@@ -43,7 +43,7 @@ begin
         from lane s
         cross join lateral sequin._rows(c, s.lane, s.cursor_seq, 9223372036854775807, 1) r
         union all
-        select d.seq, d.committed_at, d.metadata from sequin.delivery d where d.consumer_id = c.id
+        select d.seq, d.committed_at, d.metadata from sequin.delivery d where d.consumer_id = c.id and not d.is_done
         union all
         select r.seq, r.committed_at, r.metadata
         from sequin.held_group g

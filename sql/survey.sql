@@ -1,7 +1,8 @@
 -- Where a consumer's next messages are, when that is not obvious: it is nearly caught up, or its lanes are busy.
 
--- What a survey found. lanes have messages to hand out, in the order of their first one, so many each; expired ones
--- hold a lease that ran out; stuck ones keep others waiting behind a lease that has not.
+-- What a survey found. lanes have messages to hand out, in the order of their first one, so many each; first those that
+-- hold the next ones, then the rest; expired ones hold a lease that ran out; stuck ones keep others waiting behind a
+-- lease that has not.
 do $$
 begin
   if to_regtype('sequin._survey') is null then
@@ -113,13 +114,20 @@ begin
   ), waiting as materialized (
     select n.lane, min(n.seq) as first_seq, count(*) as row_count from next n where n.is_free group by n.lane
   ), chosen as (
-    select n.lane, min(n.seq) as first_seq, count(*) as row_count
+    select n.lane, min(n.seq) as first_seq, count(*) as row_count, true as is_next
     from (select * from next n where n.is_free order by n.seq limit max_rows) n
     group by n.lane
+    -- The others after them: one of these may be in the hands of a transaction that goes on.
+    union all
+    select w.lane, w.first_seq, w.row_count, false
+    from waiting w
+    where not exists (
+      select from (select * from next n where n.is_free order by n.seq limit max_rows) n where n.lane = w.lane)
   )
   select
-    (select array_agg(h.lane order by h.first_seq) from chosen h),
-    (select array_agg(case when h.row_count < v_look then h.row_count::int else max_rows end order by h.first_seq) from chosen h),
+    (select array_agg(h.lane order by h.is_next desc, h.first_seq) from chosen h),
+    (select array_agg(case when h.row_count < v_look then h.row_count::int else max_rows end order by h.is_next desc, h.first_seq)
+     from chosen h),
     (select array_agg(s.lane) from lane s where s.leased_until <= clock_timestamp()),
     (select array_agg(s.lane) from lane s
      where s.leased_until > clock_timestamp() and s.leased_at < clock_timestamp() - interval '100 milliseconds'

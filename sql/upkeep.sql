@@ -13,16 +13,19 @@ as $$
 $$;
 comment on function sequin.bridge_consumers() is 'For the bridge: the consumers to tend.';
 
--- Starts a consumer that waits to be, expires its leases, brings its floor up. Whether something was there to do.
+-- Starts a consumer that waits to be, ends what has run out, goes on with groups that are free again, brings its floor up.
+-- Whether something was there to do; who listens is told then. A lock that is not had at once is not waited for.
 create or replace function sequin.bridge_tend(consumer_id int)
 returns boolean
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
 as $$
 declare
   c sequin.consumer;
   v_survey sequin._survey;
+  v_has_freed boolean;
 begin
   select * into c from sequin.consumer t where t.id = consumer_id;
   if not found then
@@ -31,7 +34,21 @@ begin
     return sequin._start(c.id);
   end if;
   v_survey := sequin._survey(c, 1, true);
-  return sequin._expire(c, v_survey.expired, null) > 0;
+  v_has_freed := sequin._expire(c, v_survey.expired, true) > 0;
+  if v_survey.lanes is null then
+    v_has_freed := sequin._overtake(c, v_survey.stuck, true) > 0 or v_has_freed;
+  end if;
+  if exists (
+       select from sequin.delivery d
+       where d.consumer_id = c.id and d.due_at > '-infinity' and d.due_at <= clock_timestamp()
+         and (d.is_done or d.is_out or d.deliver_count >= c.max_deliver)) then
+    perform sequin._take_due(c.id, 0, c.ack_wait, true);
+    v_has_freed := true;
+  end if;
+  if v_has_freed and c.paused_at is null then
+    perform pg_notify('sequin.' || c.name, '');
+  end if;
+  return v_has_freed;
 end $$;
 comment on function sequin.bridge_tend(int) is
 'For the bridge, every second or so: starts a consumer, ends leases that have run out. Returns whether it did.';
@@ -86,6 +103,7 @@ returns bigint[]
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
@@ -188,8 +206,20 @@ begin
   delete from sequin.consumer_sample m where m.sampled_at < clock_timestamp() - interval '5 minutes'
     and exists (
       select from sequin.consumer_sample n where n.consumer_id = m.consumer_id and n.sampled_at > m.sampled_at);
+  -- One id after another: their rows are not looked through.
   perform sequin._forget(l.consumer_id)
-  from (select distinct l.consumer_id from sequin.floor l) l
+  from (
+    with recursive id as (
+      (select l.consumer_id from sequin.lane l order by l.consumer_id limit 1)
+      union all
+      select (select l.consumer_id from sequin.lane l where l.consumer_id > id.consumer_id order by l.consumer_id limit 1)
+      from id where id.consumer_id is not null
+    )
+    select id.consumer_id from id where id.consumer_id is not null
+    union
+    select f.consumer_id from sequin.floor f
+    union
+    select g.consumer_id from sequin.held_group g) l
   where not exists (select from sequin.consumer c where c.id = l.consumer_id);
   return v_count;
 end $$;

@@ -63,7 +63,7 @@ as $$
          case when not d.is_out then 'waiting' when d.not_before > clock_timestamp() then 'out' else 'expired' end,
          d.leased_at, case when d.is_out then d.not_before end, case when not d.is_out then d.not_before end, d.error
   from sequin.delivery d
-  where d.consumer_id = c.id
+  where d.consumer_id = c.id and not d.is_done
 $$;
 
 create or replace view sequin.deliveries as
