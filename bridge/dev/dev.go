@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -18,13 +17,21 @@ import (
 
 // Config is what Run needs.
 type Config struct {
-	Dir        string // of the server: made where it does not exist
-	Major      int    // of PostgreSQL; default: the directory's own, else the newest that is installed
-	Port       int    // default: the one it had last time, if that is free
-	Repository string // to download PostgreSQL from, where none is installed; default: localpg.Repository
-	Version    string // of the program
-	Out        io.Writer
+	Dir        string       // of the server: made where it does not exist
+	Major      int          // of PostgreSQL; default: the directory's own, else the newest that is installed
+	Port       int          // default: the one it had last time, if that is free
+	Repository string       // to download PostgreSQL from, where none is installed; default: localpg.Repository
+	Version    string       // of the program
 	Log        *slog.Logger // default: slog.Default()
+
+	Ready func(Server) // called once, when all is up
+}
+
+// Server is what Run runs.
+type Server struct {
+	URL      string // of the database
+	Dir      string
+	Binaries localpg.Binaries
 }
 
 // database is the one that is served: it is there in every new cluster, and what psql would take.
@@ -48,7 +55,7 @@ func DefaultDir() (string, error) {
 	return filepath.Join(home, ".local", "share", "sequin", "dev"), nil
 }
 
-// Run starts the server, installs the schema, runs a bridge and says how to connect. When the context ends it stops the
+// Run starts the server, installs the schema and runs a bridge. When the context ends it stops the
 // bridge and then the server, and returns nil. What is in the directory stays for the next time.
 func Run(ctx context.Context, config Config) error {
 	config.Log = cmp.Or(config.Log, slog.Default())
@@ -120,10 +127,7 @@ func serve(ctx context.Context, config Config, cluster *localpg.Cluster) error {
 		select {
 		case <-ready:
 			ready = nil
-			if err := greet(config, cluster); err != nil {
-				cancel()
-				return errors.Join(err, <-done)
-			}
+			config.Ready(Server{URL: url, Dir: config.Dir, Binaries: cluster.Binaries()})
 		case err := <-done:
 			return err
 		case <-cluster.Exited():

@@ -5,8 +5,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-
-	"sequin/bridge/localpg"
 )
 
 const greeting = `
@@ -26,16 +24,15 @@ Control-C stops it. What is in it stays, in %s.
 
 `
 
-// greet says how to connect.
-func greet(config Config, cluster *localpg.Cluster) error {
+// Greeting says how to connect, and what to try.
+func (s Server) Greeting() string {
 	psql := "psql"
 	if _, err := exec.LookPath(psql); err != nil {
-		if path, err := exec.LookPath(filepath.Join(cluster.Binaries().Dir, psql)); err == nil {
+		if path, err := exec.LookPath(filepath.Join(s.Binaries.Dir, psql)); err == nil {
 			psql = path
 		}
 	}
 	// Without its query, which a shell may take for a pattern.
-	url, _, _ := strings.Cut(cluster.URL(database), "?")
-	_, err := fmt.Fprintf(config.Out, greeting, cluster.Binaries().Major, psql, url, config.Dir)
-	return err
+	url, _, _ := strings.Cut(s.URL, "?")
+	return fmt.Sprintf(greeting, s.Binaries.Major, psql, url, s.Dir)
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/urfave/cli/v2"
 
 	"sequin/bridge/dev"
@@ -44,8 +46,8 @@ func devCommand() *cli.Command {
 				Port:       c.Int("port"),
 				Repository: c.String("download-from"),
 				Version:    version,
-				Out:        c.App.Writer,
 				Log:        log,
+				Ready:      func(s dev.Server) { fmt.Fprint(c.App.Writer, s.Greeting()) },
 			})
 		},
 	}

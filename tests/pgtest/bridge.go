@@ -130,10 +130,7 @@ func BridgeProcess(t testing.TB, databaseURL string) *Process {
 // DevProcess runs sequin dev, on the PostgreSQL that is tested with. It does not wait until that serves.
 func DevProcess(t testing.TB, dir string, args ...string) *Process {
 	t.Helper()
-	binaries, err := find()
-	if err != nil {
-		t.Fatal(err)
-	}
+	binaries := Binaries(t)
 	major := strconv.Itoa(binaries.Major)
 	cmd := exec.Command(Program(t), append([]string{"dev", "--dir", dir, "--postgres", major}, args...)...)
 	cmd.Env = append(os.Environ(), "SEQUIN_PG_"+major+"="+binaries.Dir)

@@ -116,6 +116,16 @@ func start(settings map[string]string) (string, *localpg.Cluster, error) {
 	return dir, c, err
 }
 
+// Binaries returns the programs that are tested with.
+func Binaries(t testing.TB) localpg.Binaries {
+	t.Helper()
+	binaries, err := find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return binaries
+}
+
 // find returns the programs to test with: what is installed, or else what make has fetched.
 func find() (localpg.Binaries, error) {
 	binaries, err := localpg.Find(Major())
