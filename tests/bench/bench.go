@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -25,6 +26,7 @@ type bench struct {
 	scale  float64
 	log    *slog.Logger
 
+	sequin  string           // the program, once it is built
 	cluster *localpg.Cluster // of the run's own
 	dir     string
 }
@@ -55,14 +57,18 @@ func newBench(ctx context.Context, url string, rounds int, scale float64) (*benc
 	return b, nil
 }
 
-// close stops the server that was started for the run.
+// close stops the server that was started for the run, and removes what the run has made.
 func (b *bench) close() {
-	if b.cluster == nil {
-		return
+	var err error
+	if b.sequin != "" {
+		err = os.RemoveAll(filepath.Dir(b.sequin))
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	if err := errors.Join(b.cluster.Stop(ctx, localpg.Immediate), os.RemoveAll(b.dir)); err != nil {
+	if b.cluster != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		err = errors.Join(err, b.cluster.Stop(ctx, localpg.Immediate), os.RemoveAll(b.dir))
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 	}
 }
@@ -103,10 +109,9 @@ func (b *bench) header(ctx context.Context) error {
 
 // flushTime is the median time of a smallest commit, round trip included.
 func flushTime(ctx context.Context, conn *pgx.Conn) (time.Duration, error) {
-	if _, err := conn.Exec(ctx, "create temporary table t (); create table if not exists bench_flush (n int)"); err != nil {
+	if _, err := conn.Exec(ctx, "create table if not exists bench_flush (n int)"); err != nil {
 		return 0, fmt.Errorf("create table: %w", err)
 	}
-	defer conn.Exec(ctx, "drop table bench_flush")
 	var times []time.Duration
 	for range 101 {
 		start := time.Now()
@@ -114,6 +119,9 @@ func flushTime(ctx context.Context, conn *pgx.Conn) (time.Duration, error) {
 			return 0, fmt.Errorf("insert row: %w", err)
 		}
 		times = append(times, time.Since(start))
+	}
+	if _, err := conn.Exec(ctx, "drop table bench_flush"); err != nil {
+		return 0, fmt.Errorf("drop table: %w", err)
 	}
 	slices.Sort(times)
 	return times[len(times)/2], nil
@@ -138,16 +146,9 @@ func procLine(path, key, unknown string) string {
 
 // database makes a database for one benchmark, with the schema in it, and returns its URL and how to drop it.
 func (b *bench) database(ctx context.Context, name string) (string, func(), error) {
-	admin, err := pgx.Connect(ctx, b.url)
-	if err != nil {
-		return "", nil, fmt.Errorf("connect: %w", err)
-	}
-	defer admin.Close(ctx)
 	name = "bench_" + name
-	for _, statement := range []string{"drop database if exists " + name, "create database " + name} {
-		if _, err := admin.Exec(ctx, statement); err != nil {
-			return "", nil, fmt.Errorf("create database: %w", err)
-		}
+	if err := execute(ctx, b.url, "drop database if exists "+name, "create database "+name); err != nil {
+		return "", nil, fmt.Errorf("create database: %w", err)
 	}
 	config, err := pgx.ParseConfig(b.url)
 	if err != nil {
@@ -156,12 +157,11 @@ func (b *bench) database(ctx context.Context, name string) (string, func(), erro
 	url := fmt.Sprintf("host=%s port=%d user=%s password='%s' dbname=%s sslmode=disable",
 		config.Host, config.Port, config.User, config.Password, name)
 	drop := func() {
-		admin, err := pgx.Connect(context.WithoutCancel(ctx), b.url)
-		if err == nil {
-			defer admin.Close(context.WithoutCancel(ctx))
-			_, err = admin.Exec(context.WithoutCancel(ctx), "drop database if exists "+name)
-		}
-		if err != nil {
+		// A slot is its database's, and goes with it: once nobody reads it any more.
+		ctx := context.WithoutCancel(ctx)
+		if err := errors.Join(
+			await(ctx, b.url, "select not exists (select from pg_replication_slots where database = $1 and active)", name),
+			execute(ctx, b.url, "drop database if exists "+name)); err != nil {
 			fmt.Fprintln(os.Stderr, "bench: drop database:", err)
 		}
 	}

@@ -13,10 +13,20 @@ type side struct {
 }
 
 // compare measures both sides in turn, round after round, now one first and now the other, and prints the median of
-// the rounds' ratios and both medians. Returns the ratio: ours over its baseline.
-func (b *bench) compare(ctx context.Context, name, unit string, ours, baseline side) (float64, error) {
+// the rounds' ratios and both medians.
+func (b *bench) compare(ctx context.Context, name, unit string, ours, baseline side) error {
+	return b.compareOn(ctx, name, unit, func(context.Context) error { return nil }, ours, baseline)
+}
+
+// compareOn is compare, with work that is prepared for both sides before each round.
+func (b *bench) compareOn(
+	ctx context.Context, name, unit string, prepare func(context.Context) error, ours, baseline side,
+) error {
 	var a, c, ratios []float64
 	for round := range b.rounds {
+		if err := prepare(ctx); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
 		sides := []side{ours, baseline}
 		if round%2 == 1 {
 			slices.Reverse(sides)
@@ -25,7 +35,7 @@ func (b *bench) compare(ctx context.Context, name, unit string, ours, baseline s
 		for _, s := range sides {
 			rate, err := s.rate(ctx)
 			if err != nil {
-				return 0, fmt.Errorf("%s, %s: %w", name, s.name, err)
+				return fmt.Errorf("%s, %s: %w", name, s.name, err)
 			}
 			rates[s.name] = rate
 		}
@@ -33,11 +43,10 @@ func (b *bench) compare(ctx context.Context, name, unit string, ours, baseline s
 		c = append(c, rates[baseline.name])
 		ratios = append(ratios, rates[ours.name]/rates[baseline.name])
 	}
-	ratio := median(ratios)
-	print(name, ratio, "x")
+	print(name, median(ratios), "x")
 	print(name+"."+ours.name, median(a), unit)
 	print(name+"."+baseline.name, median(c), unit)
-	return ratio, nil
+	return nil
 }
 
 func median(values []float64) float64 {
@@ -48,11 +57,11 @@ func median(values []float64) float64 {
 	return sorted[len(sorted)/2]
 }
 
+// print prints a figure.
 func print(name string, value float64, unit string) {
-	switch {
-	case value >= 100:
-		fmt.Printf("%-40s %12.0f %s\n", name, value, unit)
-	default:
-		fmt.Printf("%-40s %12.2f %s\n", name, value, unit)
+	digits := 2
+	if value >= 100 {
+		digits = 0
 	}
+	fmt.Printf("%-44s %12.*f %s\n", name, digits, value, unit)
 }

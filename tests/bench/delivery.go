@@ -21,37 +21,34 @@ func runDelivery(ctx context.Context, b *bench) error {
 	if err := log.fill(ctx, "orders", messages, 0); err != nil {
 		return err
 	}
-	limit := time.Duration(2 * b.scale * float64(time.Second))
-	for _, at := range []struct{ workers, batch int }{{1, 1}, {8, 1}, {8, 10}, {1, 100}, {4, 100}, {4, 1000}, {1, 1000}} {
-		name := fmt.Sprintf("receive_ack_%d_workers_batch_%d", at.workers, at.batch)
-		if _, err := b.compare(ctx, name, "messages/s",
-			side{"sequin", func(ctx context.Context) (float64, error) {
-				if err := log.consumer(ctx, "bench", "orders"); err != nil {
+	measure := func(name string, j job, load backlog) error {
+		load.messages = messages
+		return b.compare(ctx, name, "messages/s",
+			side{"sequin", func(ctx context.Context) (rate float64, err error) {
+				if err := log.consumer(ctx, "bench", "orders", messages); err != nil {
 					return 0, err
 				}
-				return drain(ctx, url, sequinJob, at.workers, at.batch, messages, limit)
+				return rate, log.tend(ctx, func() error {
+					rate, err = drain(ctx, url, j, load)
+					return err
+				})
 			}},
 			side{"queue", func(ctx context.Context) (float64, error) {
 				if err := fillQueue(ctx, url, messages); err != nil {
 					return 0, err
 				}
-				return drain(ctx, url, queueJob, at.workers, at.batch, messages, limit)
-			}}); err != nil {
+				return drain(ctx, url, queueJob, load)
+			}})
+	}
+	for _, at := range []struct{ workers, batch int }{{1, 1}, {8, 1}, {8, 10}, {1, 100}, {4, 100}, {1, 1000}, {4, 1000}} {
+		load := backlog{workers: at.workers, batch: at.batch}
+		if at.batch == 1 {
+			load.limit = 3 * time.Second // a backlog is drained whole; but not one by one
+		}
+		name := fmt.Sprintf("receive_ack.workers_%d.batch_%d", at.workers, at.batch)
+		if err := measure(name, consume("bench"), load); err != nil {
 			return err
 		}
 	}
-	_, err = b.compare(ctx, "pop_1_worker_batch_1000", "messages/s",
-		side{"sequin", func(ctx context.Context) (float64, error) {
-			if err := log.consumer(ctx, "bench", "orders"); err != nil {
-				return 0, err
-			}
-			return drain(ctx, url, job{receive: "select * from sequin.pop('bench', $1)"}, 1, 1000, messages, limit)
-		}},
-		side{"queue", func(ctx context.Context) (float64, error) {
-			if err := fillQueue(ctx, url, messages); err != nil {
-				return 0, err
-			}
-			return drain(ctx, url, queueJob, 1, 1000, messages, limit)
-		}})
-	return err
+	return measure("pop.workers_1.batch_1000", pop("bench"), backlog{workers: 1, batch: 1000})
 }

@@ -27,8 +27,17 @@ type benchmark struct {
 
 // benchmarks run in this order.
 var benchmarks = []benchmark{
-	{"delivery", "receive + ack a message, beside the usual queue table: each a round trip and a transaction", runDelivery},
-	{"snapshot", "the same under a repeatable read snapshot held open: the fifth part of a backlog at batch 10", runSnapshot},
+	{"delivery", "receive and ack, beside the usual queue table: two round trips and two transactions a batch, on both sides", runDelivery},
+	{"snapshot", "the same at batch 10, with a repeatable read snapshot held open elsewhere: the fifth part of a backlog", runSnapshot},
+	{"groups", "20 hot groups, beside a group a message: 8 workers, batch 10", runGroups},
+	{"hanging", "1,000 groups, one delivery of which hangs: how many other groups are delivered within a second", runHanging},
+	{"depth", "far behind, beside a little behind: 4 workers, batch 100", runDepth},
+	{"quiet", "a receive from a quiet table beside a busy one, and without that", runQuiet},
+	{"isolation", "a consumer's rate beside one in trouble, and beside one that is well", runIsolation},
+	{"capture", "source commits to log rows, beside PostgreSQL's own logical replication into a second database", runCapture},
+	{"consumers", "capture with ten consumers on the stream, beside one", runConsumers},
+	{"latency", "from a commit to the message's arrival at a waiting worker, at 200 transactions a second", runLatency},
+	{"memory", "the bridge's memory while it captures one transaction of 1,000,000 rows", runMemory},
 }
 
 func main() {
@@ -44,7 +53,7 @@ func run(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	only := flags.String("run", "", "only benchmarks whose name matches this `regexp`")
 	rounds := flags.Int("rounds", 5, "how often each figure and its baseline are taken in turn")
-	scale := flags.Float64("scale", 1, "of the sizes: below 1 for a quick look, whose ratios say less")
+	scale := flags.Float64("scale", 1, "of the sizes: below 1 for a quick look, that says less")
 	url := flags.String("url", "", "a superuser's URL on a server to use; default: a server of its own")
 	if err := flags.Parse(args); err != nil {
 		return err

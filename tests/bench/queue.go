@@ -30,7 +30,8 @@ const (
 	queueAck = `with done as (delete from queue where msg_id = any ($1) returning 1) select count(*) from done`
 )
 
-// fillQueue makes the queue table anew, with the first messages of the log as its payload.
+// fillQueue makes the queue table anew, and fills it with what a worker gets from receive for the first messages of the
+// log, in one jsonb.
 func fillQueue(ctx context.Context, url string, messages int) error {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
@@ -40,7 +41,11 @@ func fillQueue(ctx context.Context, url string, messages int) error {
 	if _, err := conn.Exec(ctx, queueTable); err != nil {
 		return fmt.Errorf("create queue: %w", err)
 	}
-	if _, err := conn.Exec(ctx, "insert into queue (message) select record from sequin.log order by seq limit $1", messages); err != nil {
+	if _, err := conn.Exec(ctx, `
+		insert into queue (message)
+		select jsonb_build_object('action', sequin._action(l.action), 'table_schema', l.table_schema, 'table_name', l.table_name,
+		         'record_pk', l.record_pk, 'record', l.record, 'committed_at', l.committed_at, 'metadata', l.metadata)
+		from sequin.log l order by l.seq limit $1`, messages); err != nil {
 		return fmt.Errorf("fill queue: %w", err)
 	}
 	if _, err := conn.Exec(ctx, "vacuum analyze queue"); err != nil {
