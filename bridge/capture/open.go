@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -13,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"sequin/bridge/changelog"
+	"sequin/bridge/quote"
 	"sequin/bridge/slot"
 )
 
@@ -71,7 +71,7 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 		c.log.Warn("the server says", "message", n.Message, "detail", n.Detail)
 	})
 	if err != nil {
-		return nil, err
+		return nil, explain(err, s.catalog.Config().User)
 	}
 	id, err := s.slot.Identify(ctx)
 	if err != nil {
@@ -189,11 +189,16 @@ func (s *session) prepareSlot(ctx context.Context, src source, id pglogrepl.Iden
 	}
 	var hasPublication bool
 	var databaseOID int64
-	err = s.catalog.QueryRow(ctx, `select exists (select from pg_catalog.pg_publication p where p.pubname = $1), d.oid::bigint
-		from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()`, src.publication).
-		Scan(&hasPublication, &databaseOID)
+	var walLevel string
+	err = s.catalog.QueryRow(ctx, `select exists (select from pg_catalog.pg_publication p where p.pubname = $1), d.oid::bigint,
+		pg_catalog.current_setting('wal_level') from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()`, src.publication).
+		Scan(&hasPublication, &databaseOID, &walLevel)
 	if err != nil {
 		return 0, fmt.Errorf("look at publication %s: %w", src.publication, err)
+	}
+	if walLevel != "logical" {
+		return 0, refuse("alter system set wal_level = 'logical'; and restart the server. On Amazon RDS set rds.logical_replication to 1, "+
+			"on Google Cloud SQL cloudsql.logical_decoding to on.", "wal_level is %s, and changes can be decoded from logical only", walLevel)
 	}
 	if !hasPublication {
 		return 0, refuse("sequin migrate --uninstall, then install anew: what was committed without a publication cannot be captured.",
@@ -216,7 +221,7 @@ func (s *session) prepareSlot(ctx context.Context, src source, id pglogrepl.Iden
 		return 0, fmt.Errorf("record gap: %w", err)
 	}
 	if !isAccepted {
-		return 0, refuse(fmt.Sprintf("select sequin.accept_gap(%s); goes on with what is committed from then on.", quoteLiteral(s.config.Source)),
+		return 0, refuse(fmt.Sprintf("select sequin.accept_gap(%s); goes on with what is committed from then on.", quote.Literal(s.config.Source)),
 			"changes after %s are lost: %s", src.applied, hole)
 	}
 	s.log.Warn("going on after a gap", "from", src.applied, "reason", hole)
@@ -265,7 +270,7 @@ func (s *session) firstStart(ctx context.Context, state slot.State) (pglogrepl.L
 	case !state.Exists:
 		return s.createSlot(ctx)
 	case !state.IsOurs:
-		return 0, refuse(fmt.Sprintf("select pg_drop_replication_slot(%s); if nobody needs it.", quoteLiteral(s.slotName)),
+		return 0, refuse(fmt.Sprintf("select pg_drop_replication_slot(%s); if nobody needs it.", quote.Literal(s.slotName)),
 			"slot %q exists, and is another's (%s)", s.slotName, state.Kind)
 	case state.IsActive:
 		return 0, fmt.Errorf("%w by process %d", errSlotInUse, state.ActivePID)
@@ -287,7 +292,6 @@ func (s *session) createSlot(ctx context.Context) (pglogrepl.LSN, error) {
 		}
 	})
 	defer waiting.Stop()
-	return slot.Create(ctx, s.catalog, s.slotName)
+	begin, err := slot.Create(ctx, s.catalog, s.slotName)
+	return begin, explain(err, s.catalog.Config().User)
 }
-
-func quoteLiteral(v string) string { return "'" + strings.ReplaceAll(v, "'", "''") + "'" }

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"strings"
 
+	"sequin/bridge/quote"
 	"sequin/migrations"
 )
 
@@ -37,16 +38,14 @@ insert into ` + gooseTable + " (version_id, is_applied) values (0, true);\n\n")
 		}
 		number, _, _ := strings.Cut(name, "_")
 		fmt.Fprintf(&b, "-- %s\n\n%s\ninsert into %s (version_id, is_applied) values (%s::bigint, true);\n\n",
-			name, text, gooseTable, quoteLiteral(strings.TrimLeft(number, "0")))
+			name, text, gooseTable, quote.Literal(strings.TrimLeft(number, "0")))
 	}
 	b.WriteString("set local search_path = pg_catalog, pg_temp;\n\n")
 	for _, f := range files {
 		fmt.Fprintf(&b, "-- %s\n\n%s\n", f.name, f.text)
 	}
 	fmt.Fprintf(&b, "insert into sequin.sql_version (checksum, version) values (%s, %s);\ncommit;\n",
-		quoteLiteral(checksum), quoteLiteral(Version))
+		quote.Literal(checksum), quote.Literal(Version))
 	_, err = io.WriteString(w, b.String())
 	return err
 }
-
-func quoteLiteral(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 
 	"github.com/jackc/pgx/v5"
+
+	"sequin/bridge/quote"
 )
 
 // Uninstall removes everything that Sequin has put into a database: slots, publication, schema, and with it every
@@ -35,7 +37,7 @@ func Uninstall(ctx context.Context, databaseURL string, log *slog.Logger) error 
 	// The schema first: should that fail, the slot still has what was not captured.
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		for _, name := range publications {
-			if _, err := tx.Exec(ctx, `drop publication if exists `+pgx.Identifier{name}.Sanitize()); err != nil {
+			if _, err := tx.Exec(ctx, `drop publication if exists `+quote.Identifier(name)); err != nil {
 				return fmt.Errorf("drop publication %s: %w", name, err)
 			}
 		}

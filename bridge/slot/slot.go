@@ -8,13 +8,13 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strings"
 	"time"
 
 	"github.com/jackc/pglogrepl"
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"sequin/bridge/quote"
 )
 
 // pinned are the settings that values are printed under, so that their text means one thing, whatever the database or
@@ -70,11 +70,11 @@ func (c *Conn) Identify(ctx context.Context) (pglogrepl.IdentifySystemResult, er
 
 // Start begins to read a slot, from a position on. 55006 where another reads it.
 func (c *Conn) Start(ctx context.Context, name, publication string, from pglogrepl.LSN) error {
-	err := pglogrepl.StartReplication(ctx, c.pg, pgx.Identifier{name}.Sanitize(), from, pglogrepl.StartReplicationOptions{
+	err := pglogrepl.StartReplication(ctx, c.pg, quote.Identifier(name), from, pglogrepl.StartReplicationOptions{
 		Mode: pglogrepl.LogicalReplication,
 		PluginArgs: []string{
 			"proto_version '1'",
-			"publication_names " + quoteLiteral(pgx.Identifier{publication}.Sanitize()),
+			"publication_names " + quote.Literal(quote.Identifier(publication)),
 		},
 	})
 	if err != nil {
@@ -82,8 +82,6 @@ func (c *Conn) Start(ctx context.Context, name, publication string, from pglogre
 	}
 	return nil
 }
-
-func quoteLiteral(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
 
 // ErrEnded is returned when the server ends the stream: it is shutting down.
 var ErrEnded = errors.New("the server has ended the stream")
