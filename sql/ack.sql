@@ -54,6 +54,7 @@ declare
   s sequin.lane;
   v_done int[];
   v_seqs bigint[];
+  v_lane smallint;
 begin
   loop
     s := sequin._lane(c.id, lane);
@@ -68,6 +69,11 @@ begin
   v_seqs := sequin._mine(c, lease, places, false);
   update sequin.delivery d set is_done = true, is_out = false, due_at = 'epoch'
   where d.consumer_id = c.id and d.seq = any (v_seqs);
+  for v_lane in
+    select distinct d.lane from sequin.delivery d where d.consumer_id = c.id and d.seq = any (v_seqs) order by d.lane
+  loop
+    perform sequin._sweep(c, v_lane, false);
+  end loop;
   return cardinality(v_done) + cardinality(v_seqs);
 end $$;
 

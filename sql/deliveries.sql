@@ -6,8 +6,10 @@
 -- wait for it: each changes its own deliveries' rows and no other. So a worker that sits in an open transaction keeps
 -- what it has, and never another worker's call.
 --
--- may_leave, below: whether the caller's transaction ends with this call. One that goes on does nothing here but what
--- it hands out, as nobody else sees it until then.
+-- may_leave, below: whether the caller's transaction ends with this call, as the bridge's do. Of a worker's that is not
+-- known. What it does here nobody else sees until it commits, and a worker whose lane's row it has replaced waits for
+-- that with its ack. So it does only what it hands out at once, and what hinders nobody, and leaves the rest to the bridge;
+-- or does that, too, where the bridge seems not to.
 
 -- The delay before the next delivery after so many: backoff, doubled each time, up to a fifth more, never above
 -- max_backoff.
@@ -353,7 +355,7 @@ declare
   v_next bigint;
   v_is_out boolean;
 begin
-  select d.seq, d.is_out into v_next, v_is_out from sequin.delivery d
+  select d.seq, d.is_out and d.not_before > clock_timestamp() into v_next, v_is_out from sequin.delivery d
   where d.consumer_id = c.id and d.lane = _is_next_free.lane and d.group_hash = _is_next_free.group_hash
     and d.seq > after and not d.is_done
   order by d.seq
@@ -367,7 +369,51 @@ begin
   return found;
 end $$;
 
--- Removes the acknowledged messages of a lane, and goes on with their groups. How many. The caller holds its lock.
+-- Whether a lane's row may be replaced by one that has no delivery of it: no worker has a lease on it, or it is not
+-- kept waiting.
+create or replace function sequin._is_free(c sequin.consumer, lane smallint, may_leave boolean)
+returns boolean
+language sql
+stable
+as $$
+  select may_leave or (sequin._lane(c.id, lane)).lease is null
+$$;
+
+-- Whether something can be done about a tracked message that is due: handed out, or, where may_leave, taken back.
+create or replace function sequin._is_ready(c sequin.consumer, d sequin.delivery, may_leave boolean)
+returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+declare
+  s sequin.lane;
+begin
+  if d.deliver_count >= c.max_deliver or d.deliver_count = 0 then
+    if not sequin._is_free(c, d.lane, may_leave) then
+      return false;
+    end if;
+  elsif d.is_out and may_leave then
+    return true;
+  elsif d.is_out and d.not_before + sequin._backoff(c, d.deliver_count) > clock_timestamp() then
+    return false;
+  end if;
+  -- One batch of a group at a time: some of it may still be out, with the lane's lease, or of later messages than one
+  -- that was redriven.
+  s := sequin._lane(c.id, d.lane);
+  return not exists (
+      select from sequin.held_group g
+      where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash
+        and g.behind_lease = s.lease and s.leased_until > clock_timestamp())
+    and not exists (
+      select from sequin.delivery g
+      where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash and g.seq <> d.seq
+        and g.is_out and g.not_before > clock_timestamp());
+end $$;
+
+-- Removes the acknowledged messages of a lane, and goes on with their groups, if it is in nobody else's hands. How many.
 create or replace function sequin._sweep(c sequin.consumer, lane smallint, may_leave boolean)
 returns bigint
 language plpgsql
@@ -380,6 +426,10 @@ declare
   v_count int := 0;
   v_groups int[];
 begin
+  if not sequin._is_free(c, lane, may_leave) or not pg_try_advisory_xact_lock(sequin._lane_key(c.name, lane))
+     or not sequin._is_free(c, lane, may_leave) then
+    return 0;
+  end if;
   v_groups := array(
     select g.group_hash
     from (
@@ -426,11 +476,11 @@ as $$
 #variable_conflict use_column
 declare
   c sequin.consumer;
-  v_first record;
   d sequin.delivery;
   s sequin.lane;
   v_skip smallint[] := '{}';         -- lanes in other hands
   v_full smallint[] := '{}';         -- lanes without room for what was never handed out
+  v_swept smallint[];
   v_has_freed boolean;
   v_until timestamptz;
   v_seqs bigint[];
@@ -444,40 +494,42 @@ begin
   select * into c from sequin.consumer c where c.id = _take_due.consumer_id;
   for v_pass in 1..2 loop
     v_has_freed := false;
-    for v_first in
+    v_swept := '{}';
+    for d in
       -- Those that were never handed out come last: for lack of room they may have to wait, and others not.
-      (select d.seq, d.lane, d.is_done, false as is_fresh from sequin.delivery d
+      (select d.* from sequin.delivery d
        where d.consumer_id = c.id and d.due_at > '-infinity' and d.due_at <= clock_timestamp()
          and (max_rows > 0 or d.is_done or d.is_out or d.deliver_count >= c.max_deliver)
        order by d.due_at
        limit 1000)
       union all
-      (select d.seq, d.lane, d.is_done, true from sequin.delivery d
+      (select d.* from sequin.delivery d
        where d.consumer_id = c.id and d.due_at = '-infinity' and max_rows > 0
        limit 1000)
     loop
       exit when v_left <= 0 and max_rows > 0;
-      continue when v_first.lane = any (v_skip) or v_first.is_fresh and v_first.lane = any (v_full);
-      if not pg_try_advisory_xact_lock(sequin._lane_key(c.name, v_first.lane)) then
-        v_skip := v_skip || v_first.lane;
+      continue when d.lane = any (v_skip) or d.deliver_count = 0 and d.lane = any (v_full);
+      if d.is_done then
+        continue when d.lane = any (v_swept);
+        v_swept := v_swept || d.lane;
+        v_has_freed := sequin._sweep(c, d.lane, may_leave) > 0 or v_has_freed;
         continue;
       end if;
-      s := sequin._lane(c.id, v_first.lane);
-      -- Its row in this transaction's hands, a lane that is out could not be acknowledged.
-      continue when not may_leave and s.lease is not null and (v_first.is_done or v_first.is_fresh);
-      if v_first.is_done then
-        v_has_freed := sequin._sweep(c, v_first.lane, may_leave) > 0 or v_has_freed;
+      -- A lock is kept to the end of the transaction: not taken for nothing.
+      continue when not sequin._is_ready(c, d, may_leave);
+      if not pg_try_advisory_xact_lock(sequin._lane_key(c.name, d.lane)) then
+        v_skip := v_skip || d.lane;
         continue;
       end if;
       -- Its worker may be acknowledging it after all.
-      select * into d from sequin.delivery d
-      where d.consumer_id = c.id and d.seq = v_first.seq and d.due_at <= clock_timestamp() and not d.is_done
+      select * into d from sequin.delivery t
+      where t.consumer_id = c.id and t.seq = d.seq and t.due_at <= clock_timestamp() and not t.is_done
       for update skip locked;
-      continue when not found;
+      continue when not found or not sequin._is_ready(c, d, may_leave);
+      s := sequin._lane(c.id, d.lane);
 
       if d.deliver_count >= c.max_deliver then
-        continue when not may_leave and s.lease is not null
-          or not sequin._is_next_free(c, d.lane, d.group_hash, d.seq, may_leave);
+        continue when not sequin._is_next_free(c, d.lane, d.group_hash, d.seq, may_leave);
         if d.is_out then
           d.error := 'not acknowledged within its ack_wait';
         end if;
@@ -486,23 +538,12 @@ begin
         continue;
       elsif d.is_out then
         v_until := d.not_before + sequin._backoff(c, d.deliver_count);
-        continue when not may_leave and v_until > clock_timestamp();
         update sequin.delivery t
         set is_out = false, error = 'not acknowledged within its ack_wait', not_before = v_until, due_at = v_until
         where t.consumer_id = c.id and t.seq = d.seq;
         continue when v_until > clock_timestamp();
       end if;
       continue when max_rows = 0;
-      -- One batch of a group at a time: some of it may still be out, with the lane's lease, or of later messages than one
-      -- that was redriven.
-      continue when exists (
-          select from sequin.held_group g
-          where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash
-            and g.behind_lease = s.lease and s.leased_until > clock_timestamp())
-        or exists (
-          select from sequin.delivery g
-          where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash
-            and g.is_out and g.not_before > clock_timestamp());
 
       v_seqs := array(
         select g.seq from sequin.delivery g

@@ -156,8 +156,6 @@ declare
   v_misses int := 0;
   v_has_freed boolean;               -- this call has settled what others left behind: its messages may be due now
   v_is_strict boolean := sequin._is_strict();
-  -- Nothing else is in this transaction, that is, it ends with this call: see deliveries.sql.
-  v_is_alone boolean := statement_timestamp() = transaction_timestamp();
   v_deadline timestamptz;
   v_pause double precision := 0.001;
 begin
@@ -300,7 +298,7 @@ begin
       if v_round = 1 or v_has_freed then
         if exists (select from sequin.delivery d where d.consumer_id = v_id and d.due_at <= clock_timestamp()) then
           v_permits := null;
-          return query select * from sequin._take_due(v_id, v_left, v_ack_wait, v_is_alone and v_deadline is null);
+          return query select * from sequin._take_due(v_id, v_left, v_ack_wait, false);
           get diagnostics v_count = row_count;
           v_left := v_left - v_count;
           exit when v_left <= 0;
@@ -316,9 +314,8 @@ begin
         v_is_deep := false;
         select * into v_consumer from sequin.consumer c where c.id = v_id;
         v_survey := sequin._survey(v_consumer, v_left, v_deadline is null);
-        if sequin._expire(v_consumer, v_survey.expired, v_is_alone and v_deadline is null) > 0
-           or v_survey.lanes is null
-              and sequin._overtake(v_consumer, v_survey.stuck, v_is_alone and (v_deadline is null or not v_is_tight)) > 0 then
+        if sequin._expire(v_consumer, v_survey.expired, false) > 0
+           or v_survey.lanes is null and sequin._overtake(v_consumer, v_survey.stuck, false) > 0 then
           exit when v_has_freed;
           v_has_freed := true;
           continue;
