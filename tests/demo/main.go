@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,21 +14,28 @@ import (
 	"syscall"
 
 	"sequin/bridge/dev"
+	"sequin/bridge/localpg"
+	"sequin/tests/pgtest"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	major := flag.Int("postgres", 0, "`major` version; default: the newest that is installed")
-	flag.Parse()
-	if err := run(ctx, os.Stdout, *major); err != nil {
+	if err := run(ctx, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
 }
 
-// run tells the story, on a major version of PostgreSQL.
-func run(ctx context.Context, out io.Writer, major int) error {
+// run tells the story, on the PostgreSQL that the tests use, or else one that is downloaded.
+func run(ctx context.Context, out io.Writer) error {
+	binaries, err := pgtest.Find()
+	if err == nil {
+		err = os.Setenv(fmt.Sprint("SEQUIN_PG_", binaries.Major), binaries.Dir)
+	}
+	if err != nil && !errors.Is(err, localpg.ErrNotFound) {
+		return err
+	}
 	dir, err := os.MkdirTemp("", "sequin-demo")
 	if err != nil {
 		return err
@@ -43,7 +49,7 @@ func run(ctx context.Context, out io.Writer, major int) error {
 	go func() {
 		done <- dev.Run(serverCtx, dev.Config{
 			Dir:     dir,
-			Major:   major,
+			Major:   binaries.Major,
 			Version: "demo",
 			Log:     slog.New(slog.NewTextHandler(&log, nil)),
 			Ready:   func(s dev.Server) { ready <- s },

@@ -19,14 +19,12 @@ func TestMain(m *testing.M) { pgtest.Main(m) }
 
 // The story is told to its end, and shows what it tells.
 func TestDemo(t *testing.T) {
-	binaries := pgtest.Binaries(t)
-	t.Setenv(fmt.Sprint("SEQUIN_PG_", binaries.Major), binaries.Dir)
 	var out bytes.Buffer
-	if err := run(t.Context(), &out, binaries.Major); err != nil {
+	if err := run(t.Context(), &out); err != nil {
 		t.Fatalf("%v\n%s", err, &out)
 	}
 	for _, want := range []string{
-		fmt.Sprintf("-- PostgreSQL %d with", binaries.Major),
+		fmt.Sprintf("-- PostgreSQL %d with", pgtest.Binaries(t).Major),
 		"shop=# create table orders (id int primary key",
 		"worker_a=# select ack_id, seq, action, record, deliver_count\nworker_a-# from sequin.receive('shipping', wait => '5s');\n",
 		"shop=*# rollback;\nROLLBACK\n",

@@ -20,13 +20,19 @@ type story struct {
 	out    io.Writer
 	server dev.Server
 	err    error
+
+	isSpaced bool // what was printed last ends with an empty line
 }
 
 // say prints what comes next.
 func (s *story) say(text string) {
-	if s.err == nil {
-		fmt.Fprintf(s.out, "\n-- %s\n\n", strings.ReplaceAll(text, "\n", "\n-- "))
+	if s.err != nil {
+		return
 	}
+	if !s.isSpaced {
+		fmt.Fprintln(s.out)
+	}
+	fmt.Fprintf(s.out, "-- %s\n\n", strings.ReplaceAll(text, "\n", "\n-- "))
 }
 
 // expect ends the story where something is not so.
@@ -128,6 +134,7 @@ func (x *session) try(sql string) (result, error) {
 	more := strings.Replace(prompt, "=", "-", 1)
 	fmt.Fprintf(x.out, "%s# %s;\n", prompt, strings.ReplaceAll(sql, "\n", "\n"+more+"# "))
 	answer, err := x.ask(sql)
+	x.isSpaced = err == nil && len(answer.FieldDescriptions) > 0
 	if err != nil {
 		var pgErr *pgconn.PgError
 		if errors.As(err, &pgErr) {

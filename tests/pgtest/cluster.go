@@ -94,7 +94,7 @@ func NewCluster(t testing.TB, settings map[string]string) *localpg.Cluster {
 }
 
 func start(settings map[string]string) (string, *localpg.Cluster, error) {
-	binaries, err := find()
+	binaries, err := Find()
 	if err != nil {
 		return "", nil, err
 	}
@@ -119,15 +119,15 @@ func start(settings map[string]string) (string, *localpg.Cluster, error) {
 // Binaries returns the programs that are tested with.
 func Binaries(t testing.TB) localpg.Binaries {
 	t.Helper()
-	binaries, err := find()
+	binaries, err := Find()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return binaries
 }
 
-// find returns the programs to test with: what is installed, or else what make has fetched.
-func find() (localpg.Binaries, error) {
+// Find returns the programs to test with: what is installed, or else what make has fetched.
+func Find() (localpg.Binaries, error) {
 	binaries, err := localpg.Find(Major())
 	if err == nil {
 		return binaries, nil
