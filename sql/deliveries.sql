@@ -388,8 +388,6 @@ set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
-declare
-  s sequin.lane;
 begin
   if d.deliver_count >= c.max_deliver or d.deliver_count = 0 then
     if not sequin._is_free(c, d.lane, may_leave) then
@@ -400,13 +398,12 @@ begin
   elsif d.is_out and d.not_before + sequin._backoff(c, d.deliver_count) > clock_timestamp() then
     return false;
   end if;
-  -- One batch of a group at a time: some of it may still be out, with the lane's lease, or of later messages than one
-  -- that was redriven.
-  s := sequin._lane(c.id, d.lane);
+  -- One batch of a group at a time, and in order: some of it may still be with the lane's lease, even if that has run out;
+  -- or later messages out than one that was redriven.
   return not exists (
       select from sequin.held_group g
       where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash
-        and g.behind_lease = s.lease and s.leased_until > clock_timestamp())
+        and g.behind_lease = (sequin._lane(c.id, d.lane)).lease)
     and not exists (
       select from sequin.delivery g
       where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash and g.seq <> d.seq

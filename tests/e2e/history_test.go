@@ -20,6 +20,7 @@ type history struct {
 
 // transaction is a worker's. A call outside of one is a transaction of its own.
 type transaction struct {
+	isStrict    bool // repeatable read or serializable
 	isCommitted bool
 	ending      time.Time // commit, rollback or the end of the connection was asked for
 	ended       time.Time // and is over
@@ -159,9 +160,17 @@ func (c *check) nothingLost() {
 		if len(done) > 1 {
 			c.fail("message %d was acknowledged %d times: %s", m.seq, len(done), m.story())
 		}
-		for _, s := range done {
-			for _, d := range m.deliveries {
-				if d.tx.isCommitted && !slices.Contains(s.deliveries, d) && d.asked.After(s.asked) && !c.dead[m.seq] {
+		counts := map[int]bool{}
+		for _, d := range m.deliveries {
+			if !d.tx.isCommitted || c.dead[m.seq] {
+				continue
+			}
+			if counts[d.count] {
+				c.fail("message %d was delivered twice as the same delivery: %s", m.seq, m.story())
+			}
+			counts[d.count] = true
+			for _, s := range done {
+				if i := slices.IndexFunc(s.deliveries, func(of *delivery) bool { return of.seq == m.seq }); d.count > s.deliveries[i].count {
 					c.fail("message %d came again after it was acknowledged: %s", m.seq, m.story())
 				}
 			}
@@ -305,7 +314,8 @@ func (c *check) isTheirs(d *delivery, by *settlement) bool {
 	return true
 }
 
-// limited: no more messages than max_ack_pending are handed out and not acknowledged.
+// limited: no more messages than max_ack_pending are handed out and not acknowledged. A transaction that does not see
+// what the others have been given meanwhile cannot know.
 func (c *check) limited(h *history) {
 	type change struct {
 		at    time.Time
@@ -320,7 +330,7 @@ func (c *check) limited(h *history) {
 		// Certainly pending from its first delivery that was not taken back until an acknowledgement is asked for.
 		var from, to time.Time
 		for _, d := range m.deliveries {
-			if d.tx.isCommitted && (from.IsZero() || d.given.Before(from)) {
+			if d.tx.isCommitted && !d.tx.isStrict && (from.IsZero() || d.given.Before(from)) {
 				from = d.given
 			}
 		}

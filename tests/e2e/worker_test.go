@@ -109,15 +109,14 @@ func (w *worker) transact() {
 		w.fail(err)
 		return
 	}
-	tx := &transaction{}
+	tx := &transaction{isStrict: begin != "begin"}
 	same := func() *transaction { return tx }
-	isStrict := begin != "begin"
 	for range 1 + w.random.IntN(2) {
 		name := "receive"
 		if w.pick(30) {
 			name = "pop"
 		}
-		b := w.receive(tx, name, !isStrict)
+		b := w.receive(tx, name, !tx.isStrict)
 		if b == nil {
 			break
 		}
