@@ -132,6 +132,8 @@ declare
   v_void text;
   s sequin.lane;
   v_from bigint;
+  v_count bigint;
+  v_lost bigint := 0;
 begin
   for v_lane in 0..c.lane_count - 1 loop
     v_void := pg_advisory_xact_lock(sequin._lane_key(c.name, v_lane::smallint));
@@ -150,10 +152,16 @@ begin
       perform sequin._untie(c, s, sequin._unsettled(s), true, false, s.leased_until, null);
       s := sequin._lane(c.id, v_lane::smallint);
     end if;
+    select count(*) into v_count from sequin._rows(c, s.lane, s.upto_seq, upto, 9223372036854775807);
+    v_lost := v_lost + v_count;
+    s.passed := s.passed + v_count; -- and is not pending any more
     s.cursor_seq := greatest(s.cursor_seq, upto);
     s.upto_seq := greatest(s.upto_seq, upto);
     perform sequin._put_lane(s);
   end loop;
+  v_lost := v_lost + (
+    select coalesce(sum((sequin._lane(c.id, h.lane)).held_back), 0)
+    from (select distinct g.lane from sequin.held_group g where g.consumer_id = c.id and g.after_seq < upto) h);
   update sequin.held_group g set after_seq = upto where g.consumer_id = c.id and g.after_seq < upto;
   if c.reads = 'feed' then
     insert into sequin.feed_progress (feed_id, step, seq, lanes, total)
@@ -161,8 +169,9 @@ begin
     from (select * from sequin.feed_progress p where p.feed_id = c.feed_id order by p.step desc limit 1) p
     where p.seq < upto;
   end if;
+  -- Its position is a lower bound: it may have had all of it.
   insert into sequin.gap (source_id, consumer_id, from_seq, to_seq, reason)
-  select s.source_id, c.id, v_from + 1, upto, reason from sequin.stream s where s.id = c.stream_id;
+  select t.source_id, c.id, v_from + 1, upto, reason from sequin.stream t where t.id = c.stream_id and v_lost > 0;
 end $$;
 
 -- Drops the oldest segment of a source, if nobody needs it any more or the log is above its limit. Its id; null: none.

@@ -1,0 +1,126 @@
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"sequin/tests/pgtest"
+)
+
+// The log goes on in new segments, and the old ones are dropped when nobody needs them any more: not before.
+func TestRetention(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`
+		create table t (id int primary key, note text);
+		select sequin.create_stream('t', '{t}');
+		select sequin.create_consumer('quick', 't');
+		select sequin.create_consumer('slow', 't');
+		select sequin.create_consumer('chosen', 't', group_by => '{note}');
+		select sequin.set_retention('0 seconds')`)
+	pgtest.StartBridge(t, db.URL)
+	segments := func() int { return pgtest.Value[int](db, `select count(*) from sequin.log_segment`) }
+	last := 0
+	insert := func() {
+		last++
+		db.Exec(`insert into t values ($1, 'n')`, last)
+	}
+	seen := map[string]int{}
+	pop := func(consumer string) {
+		seen[consumer] += len(pgtest.Column[int64](db, `select seq from sequin.pop($1, 100)`, consumer))
+	}
+	pgtest.Eventually(t, time.Minute, func() error {
+		insert()
+		pop("quick")
+		pop("chosen")
+		if n := segments(); n < 4 {
+			return fmt.Errorf("%d segments of the log", n)
+		}
+		return nil
+	})
+	if oldest := pgtest.Value[int](db, `select min(id) from sequin.log_segment`); oldest != 0 {
+		t.Errorf("the oldest segment is %d, and a consumer has yet to read it all", oldest)
+	}
+	pgtest.Eventually(t, time.Minute, func() error {
+		for _, consumer := range []string{"quick", "slow", "chosen"} {
+			pop(consumer)
+		}
+		if n := segments(); n > 2 {
+			return fmt.Errorf("%d segments of the log, and everything was read", n)
+		}
+		return nil
+	})
+	insert()
+	pgtest.Eventually(t, 10*time.Second, func() error {
+		for _, consumer := range []string{"quick", "slow", "chosen"} {
+			pop(consumer)
+			if seen[consumer] != last {
+				return fmt.Errorf("%s got %d of %d messages", consumer, seen[consumer], last)
+			}
+		}
+		return nil
+	})
+	if n := pgtest.Value[int](db, `select count(*) from sequin.gap`); n != 0 {
+		t.Errorf("%d gaps", n)
+	}
+}
+
+// A limit of size cuts that short: who has lost messages has that on record, sees it in health(), and goes on after it.
+func TestRetentionLimit(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`
+		create table t (id int primary key, note text);
+		select sequin.create_stream('t', '{t}');
+		select sequin.create_consumer('slow', 't');
+		select sequin.set_retention('0 seconds', 16777216)`)
+	pgtest.StartBridge(t, db.URL)
+	last := 0
+	pgtest.Eventually(t, 2*time.Minute, func() error {
+		db.Exec(`insert into t select i, repeat(md5(i::text), 20) from generate_series($1::int + 1, $1::int + 2000) i`, last)
+		last += 2000
+		if n := pgtest.Value[int](db, `select count(*) from sequin.gap g join sequin.consumer c on c.id = g.consumer_id where c.name = 'slow'`); n == 0 {
+			return fmt.Errorf("no gap after %d messages", last)
+		}
+		return nil
+	})
+	if hint := pgtest.Column[string](db, `select hint from sequin.health() where status = 'error'`); hint[0] != `select sequin.accept_gap('local', 'slow');` {
+		t.Errorf("health() says %s", hint)
+	}
+	// With room again, nothing more is lost.
+	db.Exec(`select sequin.set_retention('0 seconds')`)
+	db.Exec(`insert into t values (0, 'the last one')`)
+	received := map[string]int64{}
+	pgtest.Eventually(t, time.Minute, func() error {
+		for _, m := range pgtest.Column[string](db, `select seq || ' ' || record_pk from sequin.pop('slow', 10000)`) {
+			var seq int64
+			var pk string
+			if _, err := fmt.Sscan(m, &seq, &pk); err != nil {
+				return err
+			}
+			received[pk] = seq
+		}
+		pending := pgtest.Value[int](db, `select pending from sequin.consumer_status where name = 'slow'`)
+		if received["0"] == 0 || pending > 0 {
+			return fmt.Errorf("%d messages, and %d pending", len(received), pending)
+		}
+		return nil
+	})
+	lost := pgtest.Value[int64](db, `select max(to_seq) from sequin.gap`)
+	for pk, seq := range received {
+		if seq <= lost {
+			t.Errorf("message %s has seq %d, in a gap that ends at %d", pk, seq, lost)
+		}
+	}
+	// The end of the log is there in one piece.
+	for i := last; i > last-len(received)+1; i-- {
+		if received[fmt.Sprint(i)] == 0 {
+			t.Fatalf("message %d of %d is missing, and %d were received", i, last, len(received))
+		}
+	}
+	db.Exec(`select sequin.accept_gap('local', 'slow')`)
+	if n := pgtest.Value[int](db, `select count(*) from sequin.health() where status = 'error'`); n != 0 {
+		t.Errorf("%d errors are left in health()", n)
+	}
+}
