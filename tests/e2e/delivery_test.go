@@ -73,7 +73,11 @@ func testRandomDelivery(t *testing.T, seed uint64) {
 	ctx, cancel := context.WithTimeout(t.Context(), randomTime)
 	defer cancel()
 	var running sync.WaitGroup
-	running.Go(func() { writeAtRandom(ctx, t, db, tables, keys, rand.New(rand.NewPCG(seed, 100))) })
+	pause := 30 * time.Millisecond // so that workers catch up now and then
+	if limit <= 5 {
+		pause = 300 * time.Millisecond
+	}
+	running.Go(func() { writeAtRandom(ctx, t, db, tables, keys, pause, rand.New(rand.NewPCG(seed, 100))) })
 	for _, w := range workers {
 		running.Go(func() { w.run(ctx) })
 	}
@@ -221,7 +225,7 @@ func tableRows(t *testing.T, db *pgtest.DB, table string) map[string]any {
 }
 
 // writeAtRandom inserts, updates, deletes and renames rows, several to a transaction.
-func writeAtRandom(ctx context.Context, t *testing.T, db *pgtest.DB, tables []string, keys int, random *rand.Rand) {
+func writeAtRandom(ctx context.Context, t *testing.T, db *pgtest.DB, tables []string, keys int, pause time.Duration, random *rand.Rand) {
 	conn := db.Connect()
 	step := 0
 	for ctx.Err() == nil {
@@ -256,6 +260,6 @@ func writeAtRandom(ctx context.Context, t *testing.T, db *pgtest.DB, tables []st
 			t.Errorf("end: %v", err)
 			return
 		}
-		time.Sleep(time.Duration(random.IntN(30)) * time.Millisecond) // so that workers catch up now and then
+		time.Sleep(time.Duration(random.Int64N(int64(pause))))
 	}
 }

@@ -244,6 +244,12 @@ func (c *check) isSettled(m *message, by *delivery) bool {
 			return true
 		}
 	}
+	// An older version of a row, passed over in a transaction that was rolled back.
+	if c.isRows && !m.isNew && !by.tx.isCommitted && !slices.ContainsFunc(m.deliveries, func(d *delivery) bool {
+		return d.asked.Before(by.given) && (d.tx.isCommitted || by.asked.Before(d.tx.ended))
+	}) {
+		return true
+	}
 	for _, d := range by.batch.deliveries {
 		if d == by {
 			return false

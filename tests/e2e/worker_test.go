@@ -69,6 +69,8 @@ func (w *worker) drain(left func() bool) {
 		b := w.receive(tx, "receive", true)
 		if b != nil && len(b.deliveries) > 0 {
 			w.settle(tx, acked, b.deliveries)
+		} else {
+			w.pause(10 * time.Millisecond) // the others need the processor
 		}
 	}
 }
