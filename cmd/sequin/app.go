@@ -28,6 +28,7 @@ func newApp(out, errOut io.Writer) *cli.App {
 		Commands: []*cli.Command{
 			migrateCommand(),
 			bridgeCommand(),
+			doctorCommand(),
 			devCommand(),
 			versionCommand(),
 		},
