@@ -142,7 +142,7 @@ begin
   end if;
 
   if v_is_dead then
-    perform sequin._bury(d, error) from unnest(v_rows) d;
+    perform sequin._bury(d, _untie.error) from unnest(v_rows) d;
   else
     insert into sequin.held_group as g (consumer_id, lane, group_hash, after_seq, behind_lease, route_id, record_pk, is_mixed)
     select c.id, s.lane, d.group_hash, s.upto_seq, case when d.group_hash = any (v_behind) then v_lease end,
