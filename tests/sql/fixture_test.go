@@ -310,3 +310,10 @@ func pgError(t testing.TB, err error) *pgconn.PgError {
 	}
 	return e
 }
+
+func want(got, want int) error {
+	if got != want {
+		return fmt.Errorf("got %d, want %d", got, want)
+	}
+	return nil
+}
