@@ -1,0 +1,179 @@
+package sql
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"sequin/tests/pgtest"
+)
+
+// Each wrong call has its SQLSTATE, a message that names the object, and a hint that says what to do.
+func TestErrors(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`
+		create table orders (id int primary key, note text);
+		create table bare (id int);
+		create table parent (id int primary key) partition by range (id);
+		create table part partition of parent for values from (0) to (10);
+		create unlogged table fast (id int primary key);
+		create view seen as select * from orders;
+		create materialized view kept as select * from orders;
+		create sequence counter;
+		create table deferred (id int primary key deferrable initially deferred);
+		create table nothing (id int primary key);
+		alter table nothing replica identity nothing;
+		create foreign data wrapper w;
+		create server far foreign data wrapper w;
+		create foreign table away (id int) server far;
+		select sequin.create_stream('orders', '{orders}');
+		select sequin.create_consumer('mailer', 'orders')`)
+	for _, test := range []struct {
+		sql, code, message, hint string
+	}{
+		{`select sequin.create_stream('x', '{ordres}')`, "42704", `"ordres"`, `"orders"`},
+		{`select sequin.create_stream('x', '{}')`, "22023", `"x"`, ""},
+		{`select sequin.create_stream('x', null)`, "22023", `"x"`, ""},
+		{`select sequin.create_stream('x', '{orders,public.orders}')`, "22023", "twice", ""},
+		{`select sequin.create_stream('', '{orders}')`, "22023", "name", ""},
+		{`select sequin.create_stream(null, '{orders}')`, "22023", "name", ""},
+		{`select sequin.create_stream(repeat('é', 25), '{orders}')`, "22023", "name", "48"},
+		{`select sequin.create_stream('orders', '{orders}')`, "42710", `"orders"`, "if_not_exists"},
+		{`select sequin.create_stream('orders', '{orders}', mode => 'changes', if_not_exists => true)`, "42710", `"orders"`, "drop_stream"},
+		{`select sequin.create_stream('x', '{orders}', mode => 'row')`, "22023", "mode", "rows"},
+		{`select sequin.create_stream('x', '{orders}', mode => null)`, "22023", "mode", "rows"},
+		{`select sequin.create_stream('x', '{orders}', sort_column => 'nota')`, "42703", `"nota"`, `"note"`},
+		{`select sequin.create_stream('x', '{orders}', source => 'far')`, "0A000", "", ""},
+		{`select sequin.create_stream('x', '{bare}')`, "55000", "bare", "alter table public.bare"},
+		{`select sequin.create_stream('x', '{nothing}')`, "55000", "nothing", "alter table public.nothing"},
+		{`select sequin.create_stream('x', '{deferred}')`, "55000", "deferred", "alter table public.deferred"},
+		{`select sequin.create_stream('x', '{part}')`, "22023", "partition", "parent"},
+		{`select sequin.create_stream('x', '{fast}')`, "55000", "unlogged", "set logged"},
+		{`create temp table brief (id int primary key); select sequin.create_stream('x', '{brief}')`, "55000", "temporary", "create table"},
+		{`select sequin.create_stream('x', '{seen}')`, "22023", "view", ""},
+		{`select sequin.create_stream('x', '{kept}')`, "22023", "view", ""},
+		{`select sequin.create_stream('x', '{counter}')`, "22023", "sequence", ""},
+		{`select sequin.create_stream('x', '{away}')`, "22023", "foreign", ""},
+		{`select sequin.create_stream('x', '{sequin.consumer}')`, "22023", "Sequin itself", ""},
+		{`select sequin.create_stream('x', '{pg_catalog.pg_class}')`, "22023", "system", ""},
+		{`select sequin.drop_stream('ordres')`, "42704", `"ordres"`, `"orders"`},
+		{`select sequin.drop_stream('orders')`, "55000", `"orders"`, "sequin.drop_consumer('mailer')"},
+
+		{`select sequin.create_consumer('x', 'ordres')`, "42704", `"ordres"`, `"orders"`},
+		{`select sequin.create_consumer('mailer', 'orders')`, "42710", `"mailer"`, "if_not_exists"},
+		{`select sequin.create_consumer('mailer', 'orders', ack_wait => '1 hour', if_not_exists => true)`, "42710", `"mailer"`, "alter_consumer"},
+		{`select sequin.create_consumer('', 'orders')`, "22023", "name", ""},
+		{`select sequin.create_consumer('x', 'orders', actions => '{inserted}')`, "22023", `"x"`, "insert"},
+		{`select sequin.create_consumer('x', 'orders', actions => '{}')`, "22023", `"x"`, "insert"},
+		{`select sequin.create_consumer('x', 'orders', group_by => '{nota}')`, "42703", `"nota"`, `"note"`},
+		{`select sequin.create_consumer('x', 'orders', group_by => '{null}')`, "22023", `"x"`, ""},
+		{`select sequin.create_consumer('x', 'orders', start_at => 'then')`, "22023", "start_at", "now"},
+		{`select sequin.create_consumer('x', 'orders', start_row => '1')`, "22023", "start_row", ""},
+		{`select sequin.create_consumer('x', 'orders', ack_wait => '0')`, "22023", "ack_wait", ""},
+		{`select sequin.create_consumer('x', 'orders', max_deliver => 0)`, "22023", "max_deliver", ""},
+		{`select sequin.create_consumer('x', 'orders', max_ack_pending => 0)`, "22023", "max_ack_pending", ""},
+		{`select sequin.create_consumer('x', 'orders', backoff => '-1s')`, "22023", "backoff", ""},
+		{`select sequin.create_consumer('x', 'orders', backoff => '1 hour')`, "22023", "max_backoff", ""},
+		{`select sequin.create_consumer('x', 'orders', filter => 'true')`, "0A000", "filter", ""},
+		{`select sequin.create_consumer('x', 'orders', transform => 'to_jsonb(new)')`, "0A000", "transform", ""},
+		{`select sequin.create_consumer('x', 'orders', start_at => 'beginning')`, "0A000", "start_at", ""},
+		{`select sequin.create_consumer('x', 'orders', start_at => 'row', start_row => '1')`, "0A000", "start_at", ""},
+		{`select sequin.alter_consumer('mialer')`, "42704", `"mialer"`, `"mailer"`},
+		{`select sequin.alter_consumer('mailer', ack_wait => '-1s')`, "22023", "ack_wait", ""},
+		{`select sequin.alter_consumer('mailer', group_by => '{nota}')`, "42703", `"nota"`, `"note"`},
+		{`select sequin.alter_consumer('mailer', filter => 'true')`, "0A000", "filter", ""},
+		{`select sequin.drop_consumer('mialer')`, "42704", `"mialer"`, `"mailer"`},
+		{`select sequin.pause_consumer('mialer')`, "42704", `"mialer"`, `"mailer"`},
+		{`select sequin.resume_consumer('mialer')`, "42704", `"mialer"`, `"mailer"`},
+		{`select sequin.grant_consume('mialer', 'postgres')`, "42704", `"mialer"`, `"mailer"`},
+		{`select sequin.grant_consume('mailer', 'postgre')`, "42704", `"postgre"`, `"postgres"`},
+		{`select sequin.revoke_consume('mailer', 'postgre')`, "42704", `"postgre"`, `"postgres"`},
+		{`select sequin.redrive('mialer')`, "42704", `"mialer"`, `"mailer"`},
+
+		{`select * from sequin.receive('mialer')`, "42704", `"mialer"`, `"mailer"`},
+		{`select * from sequin.receive('mailer', 0)`, "22023", "batch_size", "10000"},
+		{`select * from sequin.receive('mailer', 10001)`, "22023", "batch_size", "10000"},
+		{`select * from sequin.receive('mailer', null)`, "22023", "batch_size", "10000"},
+		{`select * from sequin.receive('mailer', wait => '61s')`, "22023", "wait", "60"},
+		{`select * from sequin.receive('mailer', wait => '-1s')`, "22023", "wait", "60"},
+		{`select * from sequin.receive('mailer', wait => null)`, "22023", "wait", "60"},
+		{`select * from sequin.receive('mailer', ack_wait => '0')`, "22023", "ack_wait", ""},
+		{`select * from sequin.pop('mialer')`, "42704", `"mialer"`, `"mailer"`},
+		{`select * from sequin.pop('mailer', 0)`, "22023", "batch_size", "10000"},
+		{`select * from sequin.pop('mailer', 10001)`, "22023", "batch_size", "10000"},
+		{`select * from sequin.pop('mailer', wait => '61s')`, "22023", "wait", "60"},
+		{`select sequin.ack('mialer', '{1}')`, "42704", `"mialer"`, `"mailer"`},
+		{`select sequin.nack('mialer', '{1}')`, "42704", `"mialer"`, `"mailer"`},
+		{`select sequin.nack('mailer', '{1}', delay => '-1s')`, "22023", "delay", ""},
+		{`select sequin.extend('mialer', '{1}')`, "42704", `"mialer"`, `"mailer"`},
+		{`select sequin.extend('mailer', '{1}', ack_wait => '0')`, "22023", "ack_wait", ""},
+		{`begin isolation level repeatable read; select * from sequin.receive('mailer', wait => '1s')`, "55000", "wait", ""},
+		{`begin isolation level serializable; select * from sequin.pop('mailer', wait => '1s')`, "55000", "wait", ""},
+		{`begin read only; select * from sequin.receive('mailer')`, "25006", "read only", "primary"},
+		{`begin read only; select * from sequin.pop('mailer', 100)`, "25006", "read only", "primary"},
+		{`begin read only; select sequin.ack('mailer', '{1}')`, "25006", "read only", "primary"},
+		{`begin read only; select sequin.nack('mailer', '{1}')`, "25006", "read only", "primary"},
+		{`begin read only; select sequin.extend('mailer', '{1}')`, "25006", "read only", "primary"},
+
+		{`select sequin.set_retention(null)`, "22023", "keep", ""},
+		{`select sequin.set_retention('-1 day')`, "22023", "keep", ""},
+		{`select sequin.set_retention('1 day', 1)`, "22023", "max_bytes", ""},
+		{`select sequin.accept_gap('loca')`, "42704", `"loca"`, `"local"`},
+
+		{`select sequin.rewind('mailer', to_seq => 1)`, "0A000", "rewind", ""},
+		{`select sequin.backfill('mailer')`, "0A000", "backfill", ""},
+		{`select sequin.cancel_backfill(1)`, "0A000", "backfill", ""},
+		{`select sequin.republish('mailer', 'select 1')`, "0A000", "republish", ""},
+		{`select * from sequin.sync('orders')`, "0A000", "sync", ""},
+		{`select sequin.create_pipeline('p', 'orders', 'orders_events')`, "0A000", "", ""},
+		{`select sequin.alter_pipeline('p')`, "0A000", "", ""},
+		{`select sequin.drop_pipeline('p')`, "0A000", "", ""},
+		{`select sequin.pause_pipeline('p')`, "0A000", "", ""},
+		{`select sequin.resume_pipeline('p')`, "0A000", "", ""},
+		{`select sequin.create_webhook('w', 'orders', 'http://127.0.0.1')`, "0A000", "", ""},
+		{`select sequin.create_source('far', 'env:FAR')`, "0A000", "", ""},
+	} {
+		conn, err := db.Pool.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = conn.Conn().PgConn().Exec(t.Context(), test.sql).ReadAll()
+		_, _ = conn.Exec(t.Context(), `rollback`)
+		conn.Release()
+		e := asPgError(err)
+		switch {
+		case e == nil:
+			t.Errorf("%s: got %v, want %s", test.sql, err, test.code)
+		case e.Code != test.code || !strings.Contains(e.Message, test.message) || e.Hint == "" || !strings.Contains(e.Hint, test.hint):
+			t.Errorf("%s: got %s: %s (hint: %s); want %s, %q and %q", test.sql, e.Code, e.Message, e.Hint, test.code, test.message, test.hint)
+		}
+	}
+	// None of it left anything behind.
+	if n := pgtest.Value[int](db, `select count(*) from sequin.streams`) + pgtest.Value[int](db, `select count(*) from sequin.consumers`); n != 2 {
+		t.Errorf("%d streams and consumers", n)
+	}
+}
+
+// Every hint of a table that is refused, run as it is, mends it.
+func TestStreamRefusalHints(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create unlogged table fast (id int primary key)`)
+	db.Exec(db.Error(`select sequin.create_stream('fast', '{fast}')`).Hint)
+	db.Exec(`select sequin.create_stream('fast', '{fast}')`)
+	db.Exec(`create table bare (id int)`)
+	_, mend, _ := strings.Cut(db.Error(`select sequin.create_stream('bare', '{bare}')`).Hint, "; or, where it has none: ")
+	db.Exec(mend)
+	db.Exec(`select sequin.create_stream('bare', '{bare}'); insert into bare values (1); update bare set id = 2; delete from bare`)
+}
+
+func asPgError(err error) *pgconn.PgError {
+	var e *pgconn.PgError
+	if errors.As(err, &e) {
+		return e
+	}
+	return nil
+}
