@@ -74,6 +74,7 @@ create or replace function sequin._segment_bytes(id int)
 returns bigint
 language sql
 stable
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
   select coalesce(pg_total_relation_size(to_regclass('sequin.log_' || id)), 0)

@@ -8,6 +8,7 @@ returns table (
 )
 language plpgsql
 stable
+security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 as $$

@@ -1,0 +1,251 @@
+// Package rights proves who may do what: a role with one consumer that, and nothing else.
+package rights
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgerrcode"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"sequin/tests/pgtest"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+// setup makes two consumers with a message each, and roles of this database's own.
+func setup(t *testing.T, roles ...string) (*pgtest.DB, map[string]string) {
+	t.Helper()
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`
+		create table orders (id int primary key, note text);
+		select sequin.create_stream('orders', '{orders}');
+		select sequin.create_consumer('mailer', 'orders');
+		select sequin.create_consumer('other', 'orders')`)
+	names := map[string]string{}
+	for _, role := range roles {
+		name := role + "_" + db.Name
+		names[role] = name
+		db.Exec(`create role ` + name + ` login`)
+		db.Cleanup(func() { db.Exec(`drop owned by ` + name + ` cascade; drop role ` + name) })
+	}
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`insert into orders values (1, 'x')`)
+	for _, consumer := range []string{"mailer", "other"} {
+		if n := len(pgtest.Column[int64](db, `select seq from sequin.receive($1, 10, '10s', '1ms')`, consumer)); n != 1 {
+			t.Fatalf("%s got %d messages", consumer, n)
+		}
+	}
+	return db, names
+}
+
+// code is the SQLSTATE of running a statement; empty where it succeeds.
+func code(t *testing.T, conn *pgx.Conn, sql string) string {
+	t.Helper()
+	_, err := conn.PgConn().Exec(context.Background(), sql).ReadAll()
+	var pgErr *pgconn.PgError
+	switch {
+	case err == nil:
+		return ""
+	case errors.As(err, &pgErr):
+		return pgErr.Code
+	}
+	t.Fatalf("%s: %v", sql, err)
+	return ""
+}
+
+// call writes a call of a function with nulls for what has no default.
+const callsQuery = `
+select format('select sequin.%I(%s)', p.proname, (
+         select string_agg('null::' || format_type(t.oid, null), ', ' order by t.n)
+         from unnest(p.proargtypes::oid[]) with ordinality t(oid, n)))
+from pg_proc p
+where p.pronamespace = 'sequin'::regnamespace and p.prokind = 'f' and p.prorettype <> 'trigger'::regtype
+  and not p.oid = any ($1::regprocedure[]::oid[])
+order by 1`
+
+var consuming = []string{
+	"sequin.receive(text, int, interval, interval)", "sequin.ack(text, bigint[])", "sequin.nack(text, bigint[], interval, text)",
+	"sequin.extend(text, bigint[], interval)", "sequin.pop(text, int, interval)",
+}
+
+func TestConsume(t *testing.T) {
+	db, roles := setup(t, "worker", "nobody")
+	db.Exec(`select sequin.grant_consume('mailer', $1)`, roles["worker"])
+	worker, nobody := db.ConnectAs(roles["worker"]), db.ConnectAs(roles["nobody"])
+
+	// What it may.
+	var id int64
+	err := worker.QueryRow(t.Context(), `select ack_id from sequin.receive('mailer', 10, '10s')`).Scan(&id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, call := range []string{`extend('mailer', array[$1::bigint])`, `nack('mailer', array[$1::bigint], '0')`} {
+		var n int
+		if err := worker.QueryRow(t.Context(), `select sequin.`+call, id).Scan(&n); err != nil || n != 1 {
+			t.Errorf("%s: got %d, %v", call, n, err)
+		}
+	}
+	var seq int64
+	if err := worker.QueryRow(t.Context(), `select seq from sequin.pop('mailer', 10, '10s')`).Scan(&seq); err != nil {
+		t.Errorf("pop: %v", err)
+	}
+	if code := code(t, worker, `select sequin.ack('mailer', '{1}')`); code != "" {
+		t.Errorf("ack: got %s", code)
+	}
+
+	// And what it may not: anything on another consumer, told as if it did not know of it,
+	for _, call := range []string{`receive('other')`, `pop('other')`, `ack('other', '{1}')`, `nack('other', '{1}')`, `extend('other', '{1}')`} {
+		if code := code(t, worker, `select sequin.`+call); code != pgerrcode.InsufficientPrivilege {
+			t.Errorf("worker, %s: got %q", call, code)
+		}
+		if code := code(t, nobody, `select sequin.`+call); code != pgerrcode.InsufficientPrivilege {
+			t.Errorf("nobody, %s: got %q", call, code)
+		}
+	}
+	// every other function,
+	calls := pgtest.Column[string](db, callsQuery, consuming)
+	if len(calls) < 100 {
+		t.Fatalf("%d functions", len(calls))
+	}
+	for _, call := range calls {
+		if code := code(t, worker, call); code != pgerrcode.InsufficientPrivilege {
+			t.Errorf("worker, %s: got %q", call, code)
+		}
+	}
+	// every function at all, for a role that was given nothing,
+	for _, call := range pgtest.Column[string](db, callsQuery, []string{}) {
+		if code := code(t, nobody, call); code != pgerrcode.InsufficientPrivilege {
+			t.Errorf("nobody, %s: got %q", call, code)
+		}
+	}
+	// and every table, view and sequence, by any verb.
+	relations := pgtest.Column[string](db, `select c.relkind::text || ' ' || c.oid::regclass from pg_class c
+		where c.relnamespace = 'sequin'::regnamespace and c.relkind in ('r', 'p', 'v', 'S') order by 1`)
+	if len(relations) < 30 {
+		t.Fatalf("%d relations", len(relations))
+	}
+	for _, relation := range relations {
+		kind, name, _ := strings.Cut(relation, " ")
+		verbs := []string{"table %s", "delete from %s", "insert into %s default values", "truncate %s"}
+		if kind == "S" {
+			verbs = []string{"select nextval('%s')", "select setval('%s', 1)", "select last_value from %s"}
+		}
+		if kind == "v" {
+			verbs = verbs[:1]
+		}
+		for _, verb := range verbs {
+			for role, conn := range map[string]*pgx.Conn{"worker": worker, "nobody": nobody} {
+				if code := code(t, conn, fmt.Sprintf(verb, name)); code != pgerrcode.InsufficientPrivilege {
+					t.Errorf("%s, "+verb+": got %q", role, name, code)
+				}
+			}
+		}
+	}
+	if n := pgtest.Value[int](db, `select count(*) from pg_class c, aclexplode(c.relacl) a where c.relnamespace = 'sequin'::regnamespace and a.grantee = 0`) +
+		pgtest.Value[int](db, `select count(*) from pg_proc p, aclexplode(p.proacl) a where p.pronamespace = 'sequin'::regnamespace and a.grantee = 0`) +
+		pgtest.Value[int](db, `select count(*) from pg_proc p where p.pronamespace = 'sequin'::regnamespace and p.proacl is null`); n != 0 {
+		t.Errorf("%d objects are PUBLIC's", n)
+	}
+
+	// Until it is taken back.
+	db.Exec(`select sequin.revoke_consume('mailer', $1)`, roles["worker"])
+	for _, call := range pgtest.Column[string](db, callsQuery, []string{}) {
+		if code := code(t, worker, call); code != pgerrcode.InsufficientPrivilege {
+			t.Errorf("after revoke, %s: got %q", call, code)
+		}
+	}
+}
+
+// A group's members consume; another role they become does not; and a definer function of somebody's lends nothing.
+func TestConsumeByMembership(t *testing.T) {
+	db, roles := setup(t, "team", "member", "outsider")
+	db.Exec(`grant ` + roles["team"] + ` to ` + roles["member"])
+	db.Exec(`select sequin.grant_consume('mailer', $1)`, roles["team"])
+	member := db.ConnectAs(roles["member"])
+	if code := code(t, member, `select sequin.receive('mailer')`); code != "" {
+		t.Errorf("a member: got %s", code)
+	}
+	login := db.Connect()
+	if code := code(t, login, `set role `+roles["outsider"]+`; select sequin.receive('mailer')`); code != pgerrcode.InsufficientPrivilege {
+		t.Errorf("the owner as an outsider: got %q", code)
+	}
+	_, _ = login.Exec(t.Context(), `reset role`)
+	if code := code(t, login, `set role `+roles["member"]+`; select sequin.receive('mailer')`); code != "" {
+		t.Errorf("the owner as a member: got %q", code)
+	}
+}
+
+// A role that configures makes streams of what it may read, reads the views, and consumes nothing.
+func TestConfigure(t *testing.T) {
+	db, roles := setup(t, "admin")
+	db.Exec(`select sequin.grant_configure($1)`, roles["admin"])
+	admin := db.ConnectAs(roles["admin"])
+	for _, sql := range []string{
+		`select * from sequin.streams`, `select * from sequin.consumers`, `select * from sequin.consumer_status`,
+		`select * from sequin.deliveries`, `select sequin.pause_consumer('other')`, `select sequin.resume_consumer('other')`,
+		`select sequin.alter_consumer('other', ack_wait => '1 minute')`, `select * from sequin.health()`, `select sequin.version()`,
+	} {
+		if code := code(t, admin, sql); code != "" {
+			t.Errorf("%s: got %s", sql, code)
+		}
+	}
+	for _, sql := range []string{
+		`select sequin.create_consumer('x', 'orders')`, `select sequin.receive('other')`, `select sequin.pop('other')`,
+		`select sequin._forget(1)`, `select sequin.bridge_commit(1, 1, '0/1', 1, '{}', '{}')`, `table sequin.log`, `table sequin.consumer`,
+		`delete from sequin.consumer`,
+	} {
+		if code := code(t, admin, sql); code != pgerrcode.InsufficientPrivilege {
+			t.Errorf("%s: got %q", sql, code)
+		}
+	}
+	db.Exec(`grant select on orders to ` + roles["admin"])
+	if code := code(t, admin, `select sequin.create_consumer('x', 'orders')`); code != "" {
+		t.Errorf("create_consumer on a table it may read: got %s", code)
+	}
+	db.Exec(`select sequin.revoke_configure($1)`, roles["admin"])
+	for _, call := range pgtest.Column[string](db, callsQuery, []string{}) {
+		if code := code(t, admin, call); code != pgerrcode.InsufficientPrivilege {
+			t.Errorf("after revoke, %s: got %q", call, code)
+		}
+	}
+}
+
+// What somebody puts in the way of names does not lead a definer function astray.
+func TestShadows(t *testing.T) {
+	db, roles := setup(t, "worker")
+	db.Exec(`select sequin.grant_consume('mailer', $1)`, roles["worker"])
+	db.Exec(`create schema evil; grant usage, create on schema evil to ` + roles["worker"])
+	worker := db.ConnectAs(roles["worker"])
+	for _, sql := range []string{
+		`create function evil.clock_timestamp() returns timestamptz language plpgsql as $$ begin raise 'shadow'; end $$`,
+		`create function evil.format(text, variadic text[]) returns text language plpgsql as $$ begin raise 'shadow'; end $$`,
+		`create function evil.eq(int, int) returns boolean language plpgsql as $$ begin raise 'shadow'; end $$`,
+		`create operator evil.= (leftarg = int, rightarg = int, function = evil.eq)`,
+		`create function evil.eqt(text, text) returns boolean language plpgsql as $$ begin raise 'shadow'; end $$`,
+		`create operator evil.= (leftarg = text, rightarg = text, function = evil.eqt)`,
+		`create type evil.text as (a int)`,
+		`set search_path = evil, pg_catalog`,
+	} {
+		if _, err := worker.Exec(t.Context(), sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	var seq int64
+	if err := worker.QueryRow(t.Context(), `select seq from sequin.pop('mailer', 10, '10s')`).Scan(&seq); err != nil {
+		t.Errorf("pop: %v", err)
+	}
+	for _, p := range pgtest.Column[string](db, `select p.oid::regprocedure::text from pg_proc p
+		where p.pronamespace = 'sequin'::regnamespace and p.prosecdef and not exists (
+		  select from unnest(p.proconfig) c where c like 'search_path=pg_catalog, pg_temp')`) {
+		t.Errorf("%s is a definer without a search_path of its own", p)
+	}
+	if pgtest.Value[int](db, `select count(*) from pg_proc where proname = 'create_stream' and proconfig is not null`) > 0 {
+		t.Error("create_stream looks names up elsewhere than its caller")
+	}
+}
