@@ -41,6 +41,10 @@ test-all: deps ## The tests, on each major version of PostgreSQL: MAJORS="12 18"
 	[ -z "$$skipped" ] || echo "skipped, for there is none to be had:$$skipped"; \
 	[ -z "$$failed" ] || { echo "failed on:$$failed"; exit 1; }
 
+.PHONY: race
+race: deps ## The tests, with the race detector
+	go test -race -count=1 ./...
+
 .PHONY: test-faults
 test-faults: server ## The bridge and the server killed, again and again
 	SEQUIN_ROUNDS=$${SEQUIN_ROUNDS:-50} go test -count=1 -timeout 2h -v ./tests/faults
