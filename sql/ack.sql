@@ -7,7 +7,7 @@ language sql
 immutable
 set search_path = pg_catalog, pg_temp
 as $$
-  select a.id >> 21, ((a.id >> 14) & 63)::smallint, array_agg(distinct (a.id & 16383)::int)
+  select a.id >> 20, ((a.id >> 14) & 63)::smallint, array_agg(distinct (a.id & 16383)::int)
   from unnest(ack_ids) a(id)
   where a.id > 0
   group by 1, 2
@@ -88,19 +88,20 @@ set enable_bitmapscan = off
 set jit = off
 as $$
 declare
-  v_count bigint := cardinality(ack_ids);
-  -- Under an older snapshot a lane's row does not say for sure that it is the newest: the long way makes sure.
-  v_is_fast boolean := current_setting('transaction_isolation') = 'read committed'
-                       and current_setting('transaction_read_only') = 'off';
-  v_is_whole boolean := v_is_fast and v_count = 1;
+  v_is_fast boolean;
+  v_is_whole boolean;
+  v_count bigint := 0;
   v_consumer sequin.consumer;
   v_lease record;
 begin
-  -- The usual case: all of one lease, in the order it was handed out, and nothing else.
-  if v_is_fast and v_count > 1 and ack_ids[1] < 9223372036854775807 - v_count then
-    v_is_whole := ack_ids = array(select generate_series(ack_ids[1], ack_ids[1] + v_count - 1));
-  end if;
-  if v_is_whole then
+  -- Under an older snapshot a lane's row does not say for sure that it is the newest: the long way makes sure.
+  if current_setting('transaction_isolation') = 'read committed' and current_setting('transaction_read_only') = 'off' then
+    -- The usual case: all of one lease, in the order it was handed out, and nothing else.
+    if cardinality(ack_ids) > 1 then
+      v_is_fast := true;
+      v_is_whole := ack_ids[1] < 9223372036854775807 - cardinality(ack_ids)
+        and ack_ids = array(select generate_series(ack_ids[1], ack_ids[1] + cardinality(ack_ids) - 1));
+    end if;
     -- The lock keeps others from a lane that this transaction is about to free, and is not waited for: the row decides.
     -- The row's turn is odd, as no lease's is, and so costs no step of the sequence.
     insert into sequin.lane (consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed)
@@ -111,26 +112,25 @@ begin
       where s.consumer_id = c.id and s.lane = ((ack_ids[1] >> 14) & 63)::smallint
       order by s.prev desc
       limit 1) s
-    where c.name = consumer
-      and ack_ids[1] & 1064959 = 0 and s.lease = ack_ids[1] >> 21 and s.out_count = v_count
+    where c.name = consumer and v_is_whole is not false
+      and ack_ids[1] & 16383 = 0 and s.lease = ack_ids[1] >> 20 and s.out_count = cardinality(ack_ids)
       and s.picks is null and s.settled_to = 0 and s.settled is null and s.tracked = 0 and s.held = 0
       and (sequin._caller() = current_user or sequin._may_consume(c.id))
       and pg_try_advisory_xact_lock(sequin._lane_key(consumer, s.lane)) is not null
     on conflict do nothing;
     if found then
-      return v_count;
+      return cardinality(ack_ids);
     end if;
   end if;
 
   perform sequin._refuse_write('ack');
   v_consumer := sequin._my_consumer(consumer);
-  v_count := 0;
-  if v_is_fast and cardinality(ack_ids) > 1 then
+  if v_is_fast then
     -- The same for several lanes at once.
     with lease as materialized (
-      select a.id >> 21 as lease, ((a.id >> 14) & 63)::smallint as lane, count(distinct a.id) as n, max(a.id & 16383) as last_place
+      select a.id >> 20 as lease, ((a.id >> 14) & 63)::smallint as lane, count(distinct a.id) as n, max(a.id & 16383) as last_place
       from unnest(ack_ids) a(id)
-      where a.id > 0 and a.id & 1048576 = 0
+      where a.id > 0
       group by 1, 2
     ), whole as materialized (
       select s.lane, s.turn, s.upto_seq, s.passed, a.n

@@ -9,7 +9,8 @@
 -- may_leave, below: whether the caller's transaction ends with this call, as the bridge's do. Of a worker's that is not
 -- known. What it does here nobody else sees until it commits, and a worker whose lane's row it has replaced waits for
 -- that with its ack. So it does only what it hands out at once, and what hinders nobody, and leaves the rest to the bridge;
--- or does that, too, where the bridge seems not to.
+-- or does that, too, where the bridge seems not to. at is when the call began to look: what it hands out itself has not
+-- run out by then, however long it takes.
 
 -- The delay before the next delivery after so many: backoff, doubled each time, up to a fifth more, never above
 -- max_backoff.
@@ -281,7 +282,7 @@ end $$;
 
 -- Ends the leases of these lanes that have run out: what was not acknowledged backs off. How many messages. A caller
 -- who may not leave it at that takes only what may be handed out at once, or what nobody else seems to look after.
-create or replace function sequin._expire(c sequin.consumer, lanes smallint[], may_leave boolean)
+create or replace function sequin._expire(c sequin.consumer, lanes smallint[], may_leave boolean, at timestamptz)
 returns bigint
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -295,11 +296,11 @@ begin
   foreach v_lane in array coalesce(lanes, '{}') loop
     s := sequin._lane(c.id, v_lane);
     v_until := s.leased_until + sequin._backoff(c, 1);
-    continue when s.leased_until is null or s.leased_until > clock_timestamp()
-      or not may_leave and v_until > clock_timestamp() and s.leased_until > clock_timestamp() - interval '3 seconds'
+    continue when s.leased_until is null or s.leased_until > at
+      or not may_leave and v_until > at and s.leased_until > at - interval '3 seconds'
       or not pg_try_advisory_xact_lock(sequin._lane_key(c.name, v_lane));
     s := sequin._lane(c.id, v_lane);
-    if s.leased_until <= clock_timestamp() then
+    if s.leased_until <= at then
       v_total := v_total + sequin._untie(c, s, sequin._unsettled(s), false, false, v_until, 'not acknowledged within its ack_wait');
     end if;
   end loop;
@@ -380,7 +381,7 @@ as $$
 $$;
 
 -- Whether something can be done about a tracked message that is due: handed out, or, where may_leave, taken back.
-create or replace function sequin._is_ready(c sequin.consumer, d sequin.delivery, may_leave boolean)
+create or replace function sequin._is_ready(c sequin.consumer, d sequin.delivery, may_leave boolean, at timestamptz)
 returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -395,7 +396,7 @@ begin
     end if;
   elsif d.is_out and may_leave then
     return true;
-  elsif d.is_out and d.not_before + sequin._backoff(c, d.deliver_count) > clock_timestamp() then
+  elsif d.is_out and d.not_before + sequin._backoff(c, d.deliver_count) > at then
     return false;
   end if;
   -- One batch of a group at a time, and in order: some of it may still be with the lane's lease, even if that has run out;
@@ -407,7 +408,7 @@ begin
     and not exists (
       select from sequin.delivery g
       where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash and g.seq <> d.seq
-        and g.is_out and g.not_before > clock_timestamp());
+        and g.is_out and g.not_before > at);
 end $$;
 
 -- Removes the acknowledged messages of a lane, and goes on with their groups, if it is in nobody else's hands. How many.
@@ -458,7 +459,9 @@ end $$;
 -- Looks after tracked messages, and hands out max_rows (0: none) of those that are due: the first of a group, and those
 -- behind it that may go along. Acknowledged ones are removed, expired ones back off or are given up. In other hands'
 -- lanes nothing is done.
-create or replace function sequin._take_due(consumer_id int, max_rows int, ack_wait interval, may_leave boolean)
+create or replace function sequin._take_due(
+  consumer_id int, max_rows int, ack_wait interval, may_leave boolean, at timestamptz
+)
 returns table (
   ack_id bigint, seq bigint, action text, table_schema text, table_name text, record_pk text, record jsonb,
   changes jsonb, committed_at timestamptz, deliver_count int, metadata jsonb
@@ -495,7 +498,7 @@ begin
     for d in
       -- Those that were never handed out come last: for lack of room they may have to wait, and others not.
       (select d.* from sequin.delivery d
-       where d.consumer_id = c.id and d.due_at > '-infinity' and d.due_at <= clock_timestamp()
+       where d.consumer_id = c.id and d.due_at > '-infinity' and d.due_at <= at
          and (max_rows > 0 or d.is_done or d.is_out or d.deliver_count >= c.max_deliver)
        order by d.due_at
        limit 1000)
@@ -513,16 +516,16 @@ begin
         continue;
       end if;
       -- A lock is kept to the end of the transaction: not taken for nothing.
-      continue when not sequin._is_ready(c, d, may_leave);
+      continue when not sequin._is_ready(c, d, may_leave, at);
       if not pg_try_advisory_xact_lock(sequin._lane_key(c.name, d.lane)) then
         v_skip := v_skip || d.lane;
         continue;
       end if;
       -- Its worker may be acknowledging it after all.
       select * into d from sequin.delivery t
-      where t.consumer_id = c.id and t.seq = d.seq and t.due_at <= clock_timestamp() and not t.is_done
+      where t.consumer_id = c.id and t.seq = d.seq and t.due_at <= at and not t.is_done
       for update skip locked;
-      continue when not found or not sequin._is_ready(c, d, may_leave);
+      continue when not found or not sequin._is_ready(c, d, may_leave, at);
       s := sequin._lane(c.id, d.lane);
 
       if d.deliver_count >= c.max_deliver then
@@ -538,14 +541,14 @@ begin
         update sequin.delivery t
         set is_out = false, error = 'not acknowledged within its ack_wait', not_before = v_until, due_at = v_until
         where t.consumer_id = c.id and t.seq = d.seq;
-        continue when v_until > clock_timestamp();
+        continue when v_until > at;
       end if;
       continue when max_rows = 0;
 
       v_seqs := array(
         select g.seq from sequin.delivery g
         where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash
-          and not g.is_out and not g.is_done and g.not_before <= clock_timestamp()
+          and not g.is_out and not g.is_done and g.not_before <= at
           and (g.deliver_count < c.max_deliver) is not false
         order by g.seq
         limit v_left
@@ -597,7 +600,7 @@ begin
       get diagnostics v_count = row_count;
       v_left := v_left - v_count;
       return query
-        select sequin._ack_id(v_turn, true, t.lane, t.pick), t.seq, sequin._action(t.action), t.table_schema, t.table_name,
+        select sequin._ack_id(v_turn, t.lane, t.pick), t.seq, sequin._action(t.action), t.table_schema, t.table_name,
                t.record_pk, t.record, case when not c.is_rows then t.changes end, t.committed_at, t.deliver_count, t.metadata
         from sequin.delivery t
         where t.consumer_id = c.id and t.lease = v_turn

@@ -26,14 +26,14 @@ as $$
   select pg_catalog.hashtextextended(consumer, 7190235) & -64::bigint | lane
 $$;
 
--- A delivery's name: the turn that made it, whether it is tracked one by one, its lane, its place in the lease.
---   turn (42 bits) | tracked (1) | lane (6) | place (14)
-create or replace function sequin._ack_id(turn bigint, is_tracked boolean, lane smallint, place bigint)
+-- A delivery's name: the turn that made it, its lane, its place in the lease.
+--   turn (43 bits) | lane (6) | place (14)
+create or replace function sequin._ack_id(turn bigint, lane smallint, place bigint)
 returns bigint
 language sql
 immutable
 as $$
-  select (turn << 21) | (case when is_tracked then 1048576 else 0 end) | (lane::bigint << 14) | place
+  select (turn << 20) | (lane::bigint << 14) | place
 $$;
 
 -- An action as users read it.

@@ -141,7 +141,7 @@ declare
   v_limits int[];
   v_lane smallint;
   v_limit int;
-  v_left int := batch_size;
+  v_left int;
   v_size int;                        -- a permit is good for so many messages, in a lane that has its quota
   v_permits smallint[];
   v_needed int;
@@ -153,22 +153,20 @@ declare
   v_turn bigint;
   v_ack_id bigint;
   v_count int;
-  v_misses int := 0;
+  v_misses int;
   v_has_freed boolean;               -- this call has settled what others left behind: its messages may be due now
-  v_is_strict boolean := sequin._is_strict();
+  v_is_strict boolean;
+  v_at timestamptz;                  -- what has run out, has by then: never what this call hands out
   v_deadline timestamptz;
-  v_pause double precision := 0.001;
+  v_pause double precision;
 begin
-  if (batch_size between 1 and 10000 and wait = '0' and ack_wait is null
-      and current_setting('transaction_read_only') = 'off') is not true then
-    perform sequin._refuse_receive(batch_size, wait, ack_wait);
-    if wait > '0' then v_deadline := clock_timestamp() + wait; end if;
-  end if;
-
   -- Nearly all of a backlog is handed out here: far behind, lanes at random that are free and plain (each row of the
-  -- range is a message, and none an older version of another), in as few statements as it takes; one costs as much as
-  -- ten rows. One receive in thirty goes the long way all the same, to see what is due.
-  if random() > 0.03 and not v_is_strict then
+  -- range is a message, and none an older version of another), in as few statements and expressions as it takes: a
+  -- statement costs as much as ten rows. One receive in a hundred goes the long way all the same, to see what is due;
+  -- so does one that meets a lane with tracked messages, and what is wrong, to hear what.
+  if batch_size between 1 and 10000 and wait >= '0' and wait <= '60 seconds' and (ack_wait > '0') is not false
+     and current_setting('transaction_isolation') = 'read committed' and current_setting('transaction_read_only') = 'off'
+     and random() > 0.01 then
     loop
       select c.id, c.routes[1], c.is_rows, coalesce(receive.ack_wait, c.ack_wait), c.lane_quota,
              s.lane, s.turn, case when s.lease is null then s.upto_seq end, s.passed, nextval('sequin.turn')
@@ -186,10 +184,10 @@ begin
         and c.lane_quota > 0
         and s.held = 0 and s.tracked = 0
         and (sequin._caller() = current_user or sequin._may_consume(c.id));
-      if found and v_left = 1 then
+      if found and batch_size = 1 then
         select l.seq, sequin._action(l.action), l.table_schema, l.table_name, l.record_pk, l.record,
                case when not v_is_rows then l.changes end, l.committed_at, 1, l.metadata,
-               sequin._ack_id(v_turn, false, v_lane, 0), l.action in ('i', 'u', 'd', 'r')
+               sequin._ack_id(v_turn, v_lane, 0), l.action in ('i', 'u', 'd', 'r')
           into seq, action, table_schema, table_name, record_pk, record,
                changes, committed_at, deliver_count, metadata,
                ack_id, v_is_plain
@@ -206,8 +204,7 @@ begin
           from (
             -- The lock is held: nobody can move the lane on from here, and a row that was replaced and trimmed is not found.
             select s.turn from sequin.lane s where s.consumer_id = v_id and s.lane = v_lane order by s.prev desc limit 1) s
-          where s.turn = v_prev
-          on conflict do nothing;
+          where s.turn = v_prev;
           if found then
             return next;
             return;
@@ -216,6 +213,7 @@ begin
       elsif not found then
         exit;
       elsif v_from is not null and pg_try_advisory_xact_lock(sequin._lane_key(consumer, v_lane)) then
+        v_left := coalesce(v_left, batch_size);
         if v_left > v_quota and v_permits is null then
           select * into v_consumer from sequin.consumer c where c.id = v_id;
           v_size := v_consumer.permit_size;
@@ -238,8 +236,7 @@ begin
             order by l.seq
             limit least(v_left, v_quota + coalesce(cardinality(v_permits) * v_size, 0))) l) l
         where s.turn = v_prev and l.is_plain and (not v_is_rows or l.group_count = l.n)
-        on conflict do nothing
-        returning upto_seq, out_count, sequin._ack_id(turn, false, lane, 0) - 1 into v_to, v_count, v_ack_id;
+        returning upto_seq, out_count, sequin._ack_id(turn, lane, 0) - 1 into v_to, v_count, v_ack_id;
         if found then
           return query
             select v_ack_id + row_number() over (), l.seq, sequin._action(l.action),
@@ -255,7 +252,7 @@ begin
           v_misses := 0;
         end if;
       end if;
-      v_misses := v_misses + 1;
+      v_misses := coalesce(v_misses, 0) + 1;
       exit when v_misses >= 3;
     end loop;
     -- The long way is for those who have got little.
@@ -264,7 +261,15 @@ begin
     end if;
   end if;
 
+  if (batch_size between 1 and 10000 and wait = '0' and ack_wait is null
+      and current_setting('transaction_read_only') = 'off') is not true then
+    perform sequin._refuse_receive(batch_size, wait, ack_wait);
+    if wait > '0' then v_deadline := clock_timestamp() + wait; end if;
+  end if;
+  v_left := coalesce(v_left, batch_size);
+  v_is_strict := sequin._is_strict();
   loop
+    v_at := clock_timestamp();
     v_permits := null;
     select c.id, case when c.reads = 'key' and cardinality(c.routes) = 1 then c.routes[1] end, c.lane_quota, c.permit_size,
            c.lane_quota = 0, c.is_rows, coalesce(receive.ack_wait, c.ack_wait),
@@ -298,7 +303,7 @@ begin
       if v_round = 1 or v_has_freed then
         if exists (select from sequin.delivery d where d.consumer_id = v_id and d.due_at <= clock_timestamp()) then
           v_permits := null;
-          return query select * from sequin._take_due(v_id, v_left, v_ack_wait, false);
+          return query select * from sequin._take_due(v_id, v_left, v_ack_wait, false, v_at);
           get diagnostics v_count = row_count;
           v_left := v_left - v_count;
           exit when v_left <= 0;
@@ -307,14 +312,14 @@ begin
 
       -- Which lanes to try: far behind, a busy one at random; else those that a survey finds. Now and then a survey
       -- anyway, for leases that ran out, and for lanes that had nothing when last looked at.
-      if v_is_deep and v_misses < 3 and random() > 0.05 then
+      if v_is_deep and v_misses < 3 and random() > 0.1 then
         v_lanes := array[v_busy[1 + floor(random() * cardinality(v_busy))]];
         v_limits := array[v_left];
       else
         v_is_deep := false;
         select * into v_consumer from sequin.consumer c where c.id = v_id;
         v_survey := sequin._survey(v_consumer, v_left, v_deadline is null);
-        if sequin._expire(v_consumer, v_survey.expired, false) > 0
+        if sequin._expire(v_consumer, v_survey.expired, false, v_at) > 0
            or v_survey.lanes is null and sequin._overtake(v_consumer, v_survey.stuck, false) > 0 then
           exit when v_has_freed;
           v_has_freed := true;
@@ -348,7 +353,7 @@ begin
         if v_is_plain and v_limit = 1 then
           select l.seq, l.seq, sequin._action(l.action), l.table_schema, l.table_name, l.record_pk, l.record,
                  case when not v_is_rows then l.changes end, l.committed_at, 1, l.metadata,
-                 sequin._ack_id(v_turn, false, v_lane, 0), 1, l.action in ('i', 'u', 'd', 'r')
+                 sequin._ack_id(v_turn, v_lane, 0), 1, l.action in ('i', 'u', 'd', 'r')
             into v_to, seq, action, table_schema, table_name, record_pk, record,
                  changes, committed_at, deliver_count, metadata,
                  ack_id, v_count, v_is_plain
@@ -392,7 +397,7 @@ begin
             return next;
           else
             return query
-              select sequin._ack_id(v_turn, false, v_lane, row_number() over () - 1), l.seq, sequin._action(l.action),
+              select sequin._ack_id(v_turn, v_lane, row_number() over () - 1), l.seq, sequin._action(l.action),
                      l.table_schema, l.table_name, l.record_pk, l.record, case when not v_is_rows then l.changes end,
                      l.committed_at, 1, l.metadata
               from (
@@ -413,8 +418,8 @@ begin
     end loop;
 
     exit when v_left < batch_size or v_deadline is null or clock_timestamp() >= v_deadline;
-    perform pg_sleep(least(v_pause, extract(epoch from v_deadline - clock_timestamp())));
-    v_pause := least(v_pause * 1.1, 0.01);
+    perform pg_sleep(least(coalesce(v_pause, 0.001), extract(epoch from v_deadline - clock_timestamp())));
+    v_pause := least(coalesce(v_pause, 0.001) * 1.1, 0.01);
   end loop;
 end $$;
 comment on function sequin.receive(text, int, interval, interval) is
@@ -527,7 +532,7 @@ begin
       where g.consumer_id = c.id and g.lane = v_state.lane and g.group_hash = h.group_hash
         and v_state.held > 0 and exists (select from leased)
     )
-    select sequin._ack_id(v_turn, false, v_state.lane, p.place), p.seq, sequin._action(p.action), p.table_schema,
+    select sequin._ack_id(v_turn, v_state.lane, p.place), p.seq, sequin._action(p.action), p.table_schema,
            p.table_name, p.record_pk, p.record, case when not c.is_rows then p.changes end, p.committed_at, 1, p.metadata
     from leased
     cross join picked p

@@ -34,7 +34,7 @@ begin
     return sequin._start(c.id);
   end if;
   v_survey := sequin._survey(c, 1, true);
-  v_has_freed := sequin._expire(c, v_survey.expired, true) > 0;
+  v_has_freed := sequin._expire(c, v_survey.expired, true, clock_timestamp()) > 0;
   if v_survey.lanes is null then
     v_has_freed := sequin._overtake(c, v_survey.stuck, true) > 0 or v_has_freed;
   end if;
@@ -42,7 +42,7 @@ begin
        select from sequin.delivery d
        where d.consumer_id = c.id and d.due_at > '-infinity' and d.due_at <= clock_timestamp()
          and (d.is_done or d.is_out or d.deliver_count >= c.max_deliver)) then
-    perform sequin._take_due(c.id, 0, c.ack_wait, true);
+    perform sequin._take_due(c.id, 0, c.ack_wait, true, clock_timestamp());
     v_has_freed := true;
   end if;
   if v_has_freed and c.paused_at is null then

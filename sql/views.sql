@@ -45,9 +45,10 @@ returns table (
 )
 language sql
 stable
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select sequin._ack_id(s.lease, false, s.lane, r.place), r.seq, sequin._action(r.action), r.table_schema, r.table_name,
+  select sequin._ack_id(s.lease, s.lane, r.place), r.seq, sequin._action(r.action), r.table_schema, r.table_name,
          r.record_pk, 1, case when s.leased_until > clock_timestamp() then 'out' else 'expired' end, s.leased_at,
          s.leased_until, null, null
   from generate_series(0, c.lane_count - 1) n(lane)
@@ -58,7 +59,7 @@ as $$
   where s.lease is not null and r.place = any (sequin._unsettled((
     select l from sequin.lane l where l.consumer_id = c.id and l.lane = s.lane and l.turn = s.turn)))
   union all
-  select case when d.is_out then sequin._ack_id(d.lease, true, d.lane, d.pick) end, d.seq, sequin._action(d.action),
+  select case when d.is_out then sequin._ack_id(d.lease, d.lane, d.pick) end, d.seq, sequin._action(d.action),
          d.table_schema, d.table_name, d.record_pk, d.deliver_count,
          case when not d.is_out then 'waiting' when d.not_before > clock_timestamp() then 'out' else 'expired' end,
          d.leased_at, case when d.is_out then d.not_before end, case when not d.is_out then d.not_before end, d.error

@@ -304,6 +304,10 @@ func isRetry(err error) bool {
 func (w *worker) fail(err error) {
 	if !isRetry(err) {
 		w.t.Errorf("worker: %v", err)
+		var pgErr *pgconn.PgError
+		if errors.As(err, &pgErr) {
+			w.t.Logf("%s %s", pgErr.Detail, pgErr.Where)
+		}
 	}
 	_ = w.conn.Close(context.Background())
 	w.conn = nil
