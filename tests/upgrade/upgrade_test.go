@@ -1,0 +1,300 @@
+// Package upgrade proves how the schema comes, stays current, and goes.
+package upgrade
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"sequin/bridge/schema"
+	"sequin/sql"
+	"sequin/tests/pgtest"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+// catalog is all that a schema is made of, a line each.
+func catalog(db *pgtest.DB) []string {
+	return pgtest.Column[string](db, `
+		select format('relation %s %s %s %s', c.relkind, c.relname, c.relacl, pg_get_expr(c.relpartbound, c.oid))
+		from pg_class c where c.relnamespace = 'sequin'::regnamespace
+		union all
+		select format('column %s %s %s %s %s %s', a.attrelid::regclass, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+		         pg_get_expr(d.adbin, d.adrelid), col_description(a.attrelid, a.attnum))
+		from pg_attribute a
+		join pg_class c on c.oid = a.attrelid and c.relkind in ('r', 'p', 'v')
+		left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+		where c.relnamespace = 'sequin'::regnamespace and a.attnum > 0 and not a.attisdropped
+		union all
+		select format('index %s', pg_get_indexdef(i.indexrelid)) from pg_index i join pg_class c on c.oid = i.indrelid
+		where c.relnamespace = 'sequin'::regnamespace
+		union all
+		select format('constraint %s %s %s', o.conrelid::regclass, o.conname, pg_get_constraintdef(o.oid)) from pg_constraint o
+		where o.connamespace = 'sequin'::regnamespace
+		union all
+		select format('function %s %s %s %s', p.oid::regprocedure, p.proacl, obj_description(p.oid), pg_get_functiondef(p.oid)) from pg_proc p
+		where p.pronamespace = 'sequin'::regnamespace
+		union all
+		select format('view %s %s %s', c.relname, obj_description(c.oid), pg_get_viewdef(c.oid)) from pg_class c
+		where c.relnamespace = 'sequin'::regnamespace and c.relkind = 'v'
+		union all
+		select format('publication %s', to_jsonb(p) - 'oid' - 'pubowner') from pg_publication p
+		union all
+		select format('type %s %s', t.typname, t.typacl) from pg_type t where t.typnamespace = 'sequin'::regnamespace and t.typtype in ('c', 'e', 'd')
+		union all
+		select format('schema %s', n.nspacl) from pg_namespace n where n.nspname = 'sequin'
+		order by 1`)
+}
+
+func same(t *testing.T, got, want []string) {
+	t.Helper()
+	for _, line := range got {
+		if !slices.Contains(want, line) {
+			t.Errorf("only here: %.300s", line)
+		}
+	}
+	for _, line := range want {
+		if !slices.Contains(got, line) {
+			t.Errorf("missing: %.300s", line)
+		}
+	}
+}
+
+func up(t *testing.T, db *pgtest.DB) {
+	t.Helper()
+	if err := schema.Up(t.Context(), db.URL, pgtest.Discard()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func state(t *testing.T, db *pgtest.DB) schema.State {
+	t.Helper()
+	s, err := schema.Look(t.Context(), db.Connect())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.State
+}
+
+// However many install at once, one does the work, and the others find it done.
+func TestUpAtOnce(t *testing.T) {
+	t.Parallel()
+	db := pgtest.Empty(t)
+	var all sync.WaitGroup
+	for range 20 {
+		all.Go(func() {
+			if err := schema.Up(context.Background(), db.URL, pgtest.Discard()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if n := pgtest.Value[int](db, `select count(*) from sequin.sql_version`); n != 1 {
+		t.Errorf("installed %d times", n)
+	}
+	same(t, catalog(db), catalog(pgtest.New(t)))
+}
+
+// A second Up changes nothing; one after somebody's change of a function puts the program's back, with its rights.
+func TestUpAgain(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	before := catalog(db)
+	up(t, db)
+	same(t, catalog(db), before)
+	db.Exec(`create or replace function sequin.version() returns text language sql as $$ select 'mine' $$`)
+	db.Exec(`insert into sequin.sql_version (checksum, version) values ('other', $1)`, schema.Version)
+	if s := state(t, db); s != schema.Changed {
+		t.Errorf("got state %v", s)
+	}
+	up(t, db)
+	same(t, catalog(db), before)
+	if v := pgtest.Value[string](db, `select sequin.version()`); v != schema.Version {
+		t.Errorf("sequin.version() is %s", v)
+	}
+}
+
+// What --dump prints makes the same schema, and Up finds it current.
+func TestDump(t *testing.T) {
+	t.Parallel()
+	var script bytes.Buffer
+	if err := schema.Dump(&script); err != nil {
+		t.Fatal(err)
+	}
+	db := pgtest.Empty(t)
+	if _, err := db.Connect().PgConn().Exec(t.Context(), script.String()).ReadAll(); err != nil {
+		t.Fatal(err)
+	}
+	same(t, catalog(db), catalog(pgtest.New(t)))
+	if s := state(t, db); s != schema.Same {
+		t.Errorf("got state %v", s)
+	}
+	before := catalog(db)
+	up(t, db)
+	same(t, catalog(db), before)
+}
+
+// psql takes the dump as it is.
+func TestDumpWithPsql(t *testing.T) {
+	t.Parallel()
+	psql, err := exec.LookPath("psql")
+	if err != nil {
+		t.Skip("psql is not installed")
+	}
+	var script bytes.Buffer
+	if err := schema.Dump(&script); err != nil {
+		t.Fatal(err)
+	}
+	db := pgtest.Empty(t)
+	cmd := exec.Command(psql, "--no-psqlrc", "--quiet", "-v", "ON_ERROR_STOP=1", db.URL)
+	cmd.Stdin = &script
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if s := state(t, db); s != schema.Same {
+		t.Errorf("got state %v", s)
+	}
+}
+
+// A database that is newer is refused by migrate and by the bridge, one that is older by the bridge; each is told which
+// of the two to bring up.
+func TestGate(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	check := func() error { return schema.Check(t.Context(), db.Connect()) }
+	if err := check(); err != nil {
+		t.Fatal(err)
+	}
+	db.Exec(`insert into sequin.sql_version (checksum, version) values ('x', '0.0.9')`)
+	if err := check(); !errors.Is(err, schema.ErrOlder) {
+		t.Errorf("got %v", err)
+	}
+	db.Exec(`insert into sequin.sql_version (checksum, version) values ('x', '99.10.0')`)
+	if err := check(); !errors.Is(err, schema.ErrNewer) {
+		t.Errorf("got %v", err)
+	}
+	before := catalog(db)
+	if err := schema.Up(t.Context(), db.URL, pgtest.Discard()); !errors.Is(err, schema.ErrNewer) {
+		t.Errorf("got %v", err)
+	}
+	same(t, catalog(db), before)
+	b := pgtest.BridgeProcess(t, db.URL)
+	if err := b.Exited(10 * time.Second); err == nil || !strings.Contains(b.Log(), "upgrade the program") {
+		t.Errorf("the bridge ended with %v: %s", err, b.Log())
+	}
+	if err := schema.Check(t.Context(), pgtest.Empty(t).Connect()); !errors.Is(err, schema.ErrMissing) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A role that is no superuser installs, with what the README says it needs and no more.
+func TestPlainRole(t *testing.T) {
+	t.Parallel()
+	db := pgtest.Empty(t)
+	role := "plain_" + db.Name
+	db.Exec(`create role ` + role + ` login replication`)
+	db.Cleanup(func() { db.Exec(`drop owned by ` + role + ` cascade; drop role ` + role) })
+	db.Exec(`grant create on database ` + db.Name + ` to ` + role)
+	db.Exec(`create schema app authorization ` + role)
+	if err := schema.Up(t.Context(), db.URLAs(role), pgtest.Discard()); err != nil {
+		t.Fatal(err)
+	}
+	conn := db.ConnectAs(role)
+	exec := func(sql string) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	exec(`create table app.orders (id int primary key)`)
+	exec(`select sequin.create_stream('orders', '{app.orders}')`)
+	exec(`select sequin.create_consumer('mailer', 'orders')`)
+	stop := pgtest.StartBridge(t, db.URLAs(role))
+	exec(`insert into app.orders values (1)`)
+	var pk string
+	if err := conn.QueryRow(t.Context(), `select record_pk from sequin.pop('mailer', 1, '10s')`).Scan(&pk); err != nil || pk != "1" {
+		t.Fatalf("got %q, %v", pk, err)
+	}
+	stop()
+	if err := schema.Uninstall(t.Context(), db.URLAs(role), pgtest.Discard()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Uninstall leaves nothing behind but the user's own tables as they were.
+func TestUninstall(t *testing.T) {
+	t.Parallel()
+	db := pgtest.Empty(t)
+	role := "worker_" + db.Name
+	db.Exec(`create role ` + role)
+	db.Cleanup(func() { db.Exec(`drop role ` + role) })
+	db.Exec(`create table orders (id int primary key, note text)`)
+	const everything = `
+		select 'slot ' || slot_name from pg_replication_slots where database = current_database()
+		union all select 'publication ' || pubname from pg_publication
+		union all select 'schema ' || nspname || coalesce(nspacl::text, '') from pg_namespace where nspname !~ '^pg_(toast_)?temp'
+		union all select 'relation ' || oid::regclass from pg_class where relnamespace = 'public'::regnamespace
+		union all select 'trigger ' || tgname from pg_trigger where not tgisinternal
+		union all select 'event trigger ' || evtname from pg_event_trigger
+		union all select 'function ' || oid::regprocedure from pg_proc where pronamespace = 'public'::regnamespace
+		union all select 'default rights ' || defaclacl::text from pg_default_acl
+		union all select 'depends ' || refobjid::text from pg_shdepend where dbid = (select oid from pg_database where datname = current_database()) and deptype = 'a'
+		union all select 'identity ' || relreplident::text from pg_class where oid = 'orders'::regclass
+		order by 1`
+	before := pgtest.Column[string](db, everything)
+	up(t, db)
+	db.Exec(`
+		select sequin.create_stream('orders', '{orders}');
+		select sequin.create_consumer('mailer', 'orders');
+		select sequin.create_consumer('chosen', 'orders', group_by => '{note}')`)
+	db.Exec(`select sequin.grant_consume('mailer', $1)`, role)
+	stop := pgtest.StartBridge(t, db.URL)
+	db.Exec(`insert into orders values (1, 'x')`)
+	if n := len(pgtest.Column[int64](db, `select seq from sequin.receive('mailer', 10, '10s')`)); n != 1 {
+		t.Fatalf("%d messages", n)
+	}
+	if err := schema.Uninstall(t.Context(), db.URL, pgtest.Discard()); err == nil || !strings.Contains(err.Error(), "stop the bridge first") {
+		t.Fatalf("beside a bridge: got %v", err)
+	}
+	stop()
+	if err := schema.Uninstall(t.Context(), db.URL, pgtest.Discard()); err != nil {
+		t.Fatal(err)
+	}
+	same(t, pgtest.Column[string](db, everything), before)
+	// And a second time, on nothing, is none either.
+	if err := schema.Uninstall(t.Context(), db.URL, pgtest.Discard()); err != nil {
+		t.Fatal(err)
+	}
+	db.Exec(`update orders set note = 'y'; delete from orders`)
+}
+
+// The table of contents lists each file of the layer once.
+func TestContents(t *testing.T) {
+	t.Parallel()
+	toc, err := fs.ReadFile(sql.FS, "install.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var listed []string
+	for line := range strings.Lines(string(toc)) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "--") {
+			listed = append(listed, line)
+		}
+	}
+	slices.Sort(listed)
+	files, err := fs.Glob(sql.FS, "*.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files = slices.DeleteFunc(files, func(name string) bool { return name == "install.sql" })
+	if !slices.Equal(listed, files) {
+		t.Errorf("install.sql lists %v, and there are %v", listed, files)
+	}
+}
