@@ -10,14 +10,14 @@ import (
 	"sequin/bridge/quote"
 )
 
-// explain makes a Refusal of an error of the server's that no waiting mends, with what does.
+// explain makes a Refusal of what the server says against replication, or a slot, where no waiting mends it.
 func explain(err error, user string) error {
 	var pgErr *pgconn.PgError
 	if !errors.As(err, &pgErr) {
 		return err
 	}
 	switch {
-	case pgErr.Code == pgerrcode.InsufficientPrivilege && strings.Contains(strings.ToLower(pgErr.Message), "replication"):
+	case pgErr.Code == pgerrcode.InsufficientPrivilege, strings.Contains(pgErr.Message, "replication role"):
 		return refuse("alter role "+quote.Identifier(user)+" replication; on Amazon RDS: grant rds_replication to "+quote.Identifier(user)+";",
 			"role %q may not replicate", user)
 	case pgErr.Code == pgerrcode.ConfigurationLimitExceeded:

@@ -30,16 +30,26 @@ type routeCount struct {
 
 const chunkHeader = 5
 
-var buffers = sync.Pool{New: func() any { return make([]byte, 0, chunkSize+chunkSize/4) }}
+// buffers are those that were written, for the next chunks: as many as the queue may hold.
+var buffers = make(chan []byte, maxQueued/chunkSize)
 
 func newChunk(segment int32) chunk {
-	return chunk{buf: append(buffers.Get().([]byte)[:0], 'd', 0, 0, 0, 0), segment: segment}
+	var buf []byte
+	select {
+	case buf = <-buffers:
+	default:
+		buf = make([]byte, 0, chunkSize+chunkSize/4)
+	}
+	return chunk{buf: append(buf[:0], 'd', 0, 0, 0, 0), segment: segment}
 }
 
 // free gives a chunk's buffer back, unless a huge row made it huge.
 func (c *chunk) free() {
 	if cap(c.buf) <= 2*chunkSize {
-		buffers.Put(c.buf) //nolint:staticcheck // a slice header a chunk is nothing beside its rows
+		select {
+		case buffers <- c.buf:
+		default:
+		}
 	}
 	c.buf = nil
 }

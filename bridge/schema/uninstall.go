@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -26,13 +27,16 @@ func Uninstall(ctx context.Context, databaseURL string, log *slog.Logger) error 
 		return fmt.Errorf("wait for another installation to end: %w", err)
 	}
 	slots, publications, err := belongings(ctx, conn)
+	// A bridge that has just ended is gone a moment later.
+	for deadline := time.Now().Add(leaveTime); err == nil && inUse(slots) != nil && time.Now().Before(deadline); {
+		time.Sleep(leaveTime / 20)
+		slots, publications, err = belongings(ctx, conn)
+	}
 	if err != nil {
 		return err
 	}
-	for _, s := range slots {
-		if s.activePID != nil {
-			return fmt.Errorf("slot %s is in use by process %d: stop the bridge first", s.name, *s.activePID)
-		}
+	if s := inUse(slots); s != nil {
+		return fmt.Errorf("slot %s is in use by process %d: stop the bridge first", s.name, *s.activePID)
 	}
 	// The schema first: should that fail, the slot still has what was not captured.
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
@@ -56,6 +60,19 @@ func Uninstall(ctx context.Context, databaseURL string, log *slog.Logger) error 
 		log.Info("dropped slot", "slot", s.name)
 	}
 	log.Info("uninstalled")
+	return nil
+}
+
+// leaveTime is how long a bridge that has ended may still seem to hold its slot.
+const leaveTime = 2 * time.Second
+
+// inUse returns a slot that somebody reads.
+func inUse(slots []ownSlot) *ownSlot {
+	for _, s := range slots {
+		if s.activePID != nil {
+			return &s
+		}
+	}
 	return nil
 }
 

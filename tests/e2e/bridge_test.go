@@ -147,7 +147,7 @@ func TestSlotDropped(t *testing.T) {
 	if err := b.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	db.Exec(`select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = current_database()`)
+	dropSlot(t, db)
 	db.Exec(`insert into t values (2)`)
 	b = pgtest.BridgeProcess(t, db.URL)
 	b.AwaitLog("does not exist any more")
@@ -185,7 +185,7 @@ func TestSlotMadeAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	name := pgtest.Value[string](db, `select slot_name::text from pg_replication_slots where database = current_database()`)
-	db.Exec(`select pg_drop_replication_slot($1)`, name)
+	dropSlot(t, db)
 	db.Exec(`insert into t values (2)`)
 	db.Exec(`select pg_create_logical_replication_slot($1, 'pgoutput')`, name)
 	b = pgtest.BridgeProcess(t, db.URL)
@@ -200,6 +200,19 @@ func TestSchemaMissing(t *testing.T) {
 	if err := b.Exited(10 * time.Second); err == nil || !strings.Contains(b.Log(), "run sequin migrate") {
 		t.Errorf("it ended with %v: %s", err, b.Log())
 	}
+}
+
+// dropSlot drops the slot, once the bridge that has ended has let go of it.
+func dropSlot(t *testing.T, db *pgtest.DB) {
+	t.Helper()
+	pgtest.Eventually(t, 10*time.Second, func() error {
+		tag, err := db.Pool.Exec(context.Background(), `select pg_drop_replication_slot(slot_name) from pg_replication_slots
+			where database = current_database() and not active`)
+		if err == nil && tag.RowsAffected() != 1 {
+			err = fmt.Errorf("%d slots were dropped", tag.RowsAffected())
+		}
+		return err
+	})
 }
 
 func awaitLog(t *testing.T, db *pgtest.DB, count int) {
