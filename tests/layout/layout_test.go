@@ -1,0 +1,52 @@
+// Package layout proves which package knows of which: parts meet in the one that composes them, and not sideways.
+package layout
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// mayImport is what each package may import of this project's own.
+var mayImport = map[string][]string{
+	"sequin/sql":              {},
+	"sequin/migrations":       {},
+	"sequin/bridge/quote":     {},
+	"sequin/bridge/wal":       {},
+	"sequin/bridge/localpg":   {},
+	"sequin/bridge/slot":      {"sequin/bridge/quote"},
+	"sequin/bridge/changelog": {"sequin/bridge/wal"},
+	"sequin/bridge/upkeep":    {},
+	"sequin/bridge/schema":    {"sequin/bridge/quote", "sequin/migrations", "sequin/sql"},
+	"sequin/bridge/capture": {
+		"sequin/bridge/changelog", "sequin/bridge/quote", "sequin/bridge/slot", "sequin/bridge/wal",
+	},
+	"sequin/bridge": {
+		"sequin/bridge/capture", "sequin/bridge/changelog", "sequin/bridge/schema", "sequin/bridge/upkeep",
+	},
+	"sequin/bridge/doctor": {"sequin/bridge/quote", "sequin/bridge/schema", "sequin/bridge/slot"},
+	"sequin/bridge/dev":    {"sequin/bridge", "sequin/bridge/localpg", "sequin/bridge/schema"},
+	"sequin/cmd/sequin":    {"sequin/bridge", "sequin/bridge/dev", "sequin/bridge/doctor", "sequin/bridge/schema"},
+}
+
+func TestImports(t *testing.T) {
+	t.Parallel()
+	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`,
+		"sequin/sql/...", "sequin/migrations/...", "sequin/bridge/...", "sequin/cmd/...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(out)) {
+		fields := strings.Fields(line)
+		allowed, ok := mayImport[fields[0]]
+		if !ok {
+			t.Errorf("%s is not in the list of packages", fields[0])
+		}
+		for _, imported := range fields[1:] {
+			if strings.HasPrefix(imported, "sequin/") && !slices.Contains(allowed, imported) {
+				t.Errorf("%s imports %s", fields[0], imported)
+			}
+		}
+	}
+}
