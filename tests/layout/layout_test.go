@@ -27,7 +27,7 @@ var mayImport = map[string][]string{
 	},
 	"sequin/bridge/doctor": {"sequin/bridge/quote", "sequin/bridge/schema", "sequin/bridge/slot"},
 	"sequin/bridge/dev":    {"sequin/bridge", "sequin/bridge/localpg", "sequin/bridge/schema"},
-	"sequin/cmd/sequin":    {"sequin/bridge", "sequin/bridge/dev", "sequin/bridge/doctor", "sequin/bridge/schema"},
+	"sequin/cmd/sequin":    {"sequin/bridge", "sequin/bridge/dev", "sequin/bridge/doctor", "sequin/bridge/localpg", "sequin/bridge/schema"},
 }
 
 func TestImports(t *testing.T) {
