@@ -309,7 +309,8 @@ end $$;
 
 -- Lets other groups overtake leases that keep their lanes waiting: the messages that are out stay out, but one by
 -- one. Worth it only where another group is next in line. A few lanes at a time. How many messages. Their workers'
--- acks wait until the caller commits, so that one who may not leave it at that does so only where nobody else seems to.
+-- acks wait until the caller commits, so that one whose transaction has begun before this call, and may go on after it,
+-- does so only where nobody else seems to.
 create or replace function sequin._overtake(c sequin.consumer, lanes smallint[], may_leave boolean)
 returns bigint
 language plpgsql
@@ -485,6 +486,7 @@ declare
   v_until timestamptz;
   v_seqs bigint[];
   v_fresh int;
+  v_waiting int;
   v_room int;
   v_permits smallint[];
   v_turn bigint;
@@ -563,30 +565,27 @@ begin
           limit v_left) g
         where g.may_go
         order by g.seq);
-      -- What was never handed out is pending from now on.
-      select count(*) into v_fresh from sequin.delivery g
-      where g.consumer_id = c.id and g.seq = any (v_seqs) and g.deliver_count = 0;
+      -- What was never handed out is pending from now on. It may have the room of what was given back and waits behind it.
+      select count(*) filter (where g.deliver_count = 0 and g.seq = any (v_seqs)), count(*) filter (where g.deliver_count > 0)
+        into v_fresh, v_waiting
+      from sequin.delivery g
+      where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash and not g.is_out and not g.is_done;
       if v_fresh > 0 then
-        v_count := s.out_count + s.tracked - s.fresh;
+        v_count := s.out_count + s.tracked - s.fresh - v_waiting;
         v_room := c.lane_quota + c.permit_size * coalesce(cardinality(s.permits), 0) - v_count;
         v_permits := null;
-        if v_room < v_fresh then
-          v_permits := sequin._permits(c, sequin._permits_for(c, v_count + v_fresh) - coalesce(cardinality(s.permits), 0));
+        if v_room < cardinality(v_seqs) then
+          v_permits := sequin._permits(
+            c, sequin._permits_for(c, v_count + cardinality(v_seqs)) - coalesce(cardinality(s.permits), 0));
           v_room := v_room + c.permit_size * cardinality(v_permits);
         end if;
-        if v_room < v_fresh then
+        if v_room < cardinality(v_seqs) then
           v_full := v_full || d.lane;
-          v_seqs := array(
-            select g.seq
-            from (
-              select g.seq, count(*) filter (where g.deliver_count = 0) over (order by g.seq) as fresh_count
-              from sequin.delivery g
-              where g.consumer_id = c.id and g.seq = any (v_seqs)) g
-            where g.fresh_count <= v_room
-            order by g.seq);
-          v_fresh := greatest(v_room, 0);
+          v_seqs := v_seqs[1:greatest(v_room, 0)];
+          continue when v_seqs = '{}';
+          select count(*) into v_fresh from sequin.delivery g
+          where g.consumer_id = c.id and g.seq = any (v_seqs) and g.deliver_count = 0;
         end if;
-        continue when v_seqs = '{}';
         perform sequin._count_lane(c, d.lane, 0, -v_fresh, 0, 0, v_permits);
       end if;
 

@@ -320,7 +320,8 @@ begin
         select * into v_consumer from sequin.consumer c where c.id = v_id;
         v_survey := sequin._survey(v_consumer, v_left, v_deadline is null);
         if sequin._expire(v_consumer, v_survey.expired, false, v_at) > 0
-           or v_survey.lanes is null and sequin._overtake(v_consumer, v_survey.stuck, false) > 0 then
+           or v_survey.lanes is null and sequin._overtake(v_consumer, v_survey.stuck,
+                statement_timestamp() - transaction_timestamp() < '2 milliseconds' and (v_deadline is null or not v_is_tight)) > 0 then
           exit when v_has_freed;
           v_has_freed := true;
           continue;

@@ -167,9 +167,9 @@ select concat_ws('; ',
 // awaitCaptured waits until what has been written is in the log: the last of it is a row of its own.
 func awaitCaptured(t *testing.T, db *pgtest.DB, table string) {
 	t.Helper()
-	db.Exec(`insert into ` + table + ` values (1000000, 0, 0)`)
+	db.Exec(`insert into ` + table + ` values (9999, 0, 0)`)
 	pgtest.Eventually(t, 60*time.Second, func() error {
-		if !pgtest.Value[bool](db, `select exists (select from sequin.messages where stream = 's' and record_pk = '1000000')`) {
+		if !pgtest.Value[bool](db, `select exists (select from sequin.messages where stream = 's' and record_pk = '9999')`) {
 			return fmt.Errorf("the last row is not in the log")
 		}
 		return nil
