@@ -14,6 +14,19 @@ as $$
   order by 2, 1
 $$;
 
+-- Whether a lane is out under this lease, for its worker to settle. The lock, where it is to be had, keeps others from a
+-- lane that this transaction may be about to free, and is not waited for: the lane's row decides. But once the time is
+-- up, who has the lock may be taking it back, and that is not waited for either.
+create or replace function sequin._is_its(c sequin.consumer, s sequin.lane, lease bigint)
+returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return coalesce(s.lease = _is_its.lease, false)
+    and (pg_try_advisory_xact_lock(sequin._lane_key(c.name, s.lane)) or s.leased_until > clock_timestamp());
+end $$;
+
 -- The messages of a lease that are followed one by one and still the caller's to settle, locked. One whose time is up
 -- may be in another's hands already: that is not waited for. only_out: not those that were taken back.
 create or replace function sequin._mine(c sequin.consumer, lease bigint, places int[], only_out boolean)
@@ -59,7 +72,7 @@ begin
   loop
     s := sequin._lane(c.id, lane);
     v_done := '{}';
-    exit when s.lease is distinct from _ack_some.lease;
+    exit when not sequin._is_its(c, s, lease);
     v_done := array(select unnest(sequin._unsettled(s)) intersect select unnest(places));
     exit when v_done = '{}' or sequin._put_lane(sequin._settle(c, s, v_done));
   end loop;
@@ -116,7 +129,7 @@ begin
       and ack_ids[1] & 16383 = 0 and s.lease = ack_ids[1] >> 20 and s.out_count = cardinality(ack_ids)
       and s.picks is null and s.settled_to = 0 and s.settled is null and s.tracked = 0 and s.held = 0
       and (sequin._caller() = current_user or sequin._may_consume(c.id))
-      and pg_try_advisory_xact_lock(sequin._lane_key(consumer, s.lane)) is not null
+      and (pg_try_advisory_xact_lock(sequin._lane_key(consumer, s.lane)) or s.leased_until > clock_timestamp())
     on conflict do nothing;
     if found then
       return cardinality(ack_ids);
@@ -133,7 +146,7 @@ begin
       where a.id > 0
       group by 1, 2
     ), whole as materialized (
-      select s.lane, s.turn, s.upto_seq, s.passed, a.n
+      select s.lane, s.turn, s.upto_seq, s.passed, s.leased_until, a.n
       from lease a
       cross join lateral (
         select * from sequin.lane s
@@ -146,7 +159,7 @@ begin
       insert into sequin.lane (consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed)
       select v_consumer.id, w.lane, w.turn, w.turn + 1, w.upto_seq, w.upto_seq, w.passed
       from whole w
-      where pg_try_advisory_xact_lock(sequin._lane_key(v_consumer.name, w.lane)) is not null
+      where pg_try_advisory_xact_lock(sequin._lane_key(v_consumer.name, w.lane)) or w.leased_until > clock_timestamp()
       on conflict do nothing
       returning lane
     )
@@ -158,7 +171,6 @@ begin
 
   for v_lease in select * from sequin._leases(ack_ids) loop
     -- What has just been settled is not the caller's any more, and is not found again.
-    perform pg_try_advisory_xact_lock(sequin._lane_key(v_consumer.name, v_lease.lane));
     v_count := v_count + sequin._ack_some(v_consumer, v_lease.lease, v_lease.lane, v_lease.places);
   end loop;
   return v_count;
@@ -205,10 +217,9 @@ begin
   end if;
   v_consumer := sequin._my_consumer(consumer);
   for v_lease in select * from sequin._leases(ack_ids) loop
-    perform pg_try_advisory_xact_lock(sequin._lane_key(v_consumer.name, v_lease.lane));
     loop
       s := sequin._lane(v_consumer.id, v_lease.lane);
-      exit when s.lease is distinct from v_lease.lease;
+      exit when not sequin._is_its(v_consumer, s, v_lease.lease);
       v_places := array(select unnest(sequin._unsettled(s)) intersect select unnest(v_lease.places) order by 1);
       exit when v_places = '{}';
       if sequin._untie(v_consumer, s, v_places, false, true,
@@ -285,12 +296,12 @@ begin
   v_consumer := sequin._my_consumer(consumer);
   v_until := clock_timestamp() + coalesce(ack_wait, v_consumer.ack_wait);
   for v_lease in select * from sequin._leases(ack_ids) loop
-    perform pg_try_advisory_xact_lock(sequin._lane_key(v_consumer.name, v_lease.lane));
     -- Before any of it is taken out of the lane: that is extended with it.
     v_seqs := sequin._mine(v_consumer, v_lease.lease, v_lease.places, true);
     loop
       s := sequin._lane(v_consumer.id, v_lease.lane);
-      exit when s.lease is distinct from v_lease.lease;
+      v_is_done := false;
+      exit when not sequin._is_its(v_consumer, s, v_lease.lease);
       v_unsettled := sequin._unsettled(s);
       v_places := array(select unnest(v_unsettled) intersect select unnest(v_lease.places) order by 1);
       exit when v_places = '{}';
@@ -305,7 +316,7 @@ begin
         exit;
       end if;
     end loop;
-    if s.lease is distinct from v_lease.lease then
+    if not v_is_done then
       -- It may have been taken out of the lane meanwhile.
       v_seqs := sequin._mine(v_consumer, v_lease.lease, v_lease.places, true);
     end if;

@@ -305,6 +305,25 @@ Returns created or unchanged. Needs SELECT on the stream''s tables.
 Errors: 42704 unknown stream, 42710 the name is taken, 22023 bad argument, 42703 unknown column in group_by, 42501 no
 right.';
 
+-- Gives what a consumer has pending the shape that alter_consumer asks for. The caller holds every lane's lock; an ack
+-- under way, which does not wait for it, may be waiting for a lane's row that is written here, and has written another:
+-- 55P03 then, and the caller lets it go first.
+create or replace function sequin._rearrange(old sequin.consumer, new sequin.consumer)
+returns sequin.consumer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '200ms'
+as $$
+begin
+  if new.actions is distinct from old.actions or new.group_by is distinct from old.group_by then
+    return sequin._reshape(old, sequin._shape(new));
+  elsif new.max_ack_pending <> old.max_ack_pending then
+    new := sequin._share(new);
+    perform sequin._renew_permits(new);
+  end if;
+  return new;
+end $$;
+
 create or replace function sequin.alter_consumer(
   name text,
   filter text default null,
@@ -342,10 +361,13 @@ begin
   end if;
 
   -- No worker may be between reading how the consumer is made and acting on it.
-  for v_lane in 0..v_old.lane_count - 1 loop
+  for v_lane in 0..63 loop
     v_void := pg_advisory_xact_lock(sequin._lane_key(v_old.name, v_lane::smallint));
   end loop;
   select * into v_old from sequin.consumer c where c.id = v_old.id for update;
+  if not found then
+    v_old := sequin._consumer(name);
+  end if;
   v_new := v_old;
   if actions is not null then
     v_new.actions := array(select distinct a.action from unnest(actions) a(action) order by a.action);
@@ -360,13 +382,17 @@ begin
   if v_new is not distinct from v_old then
     return 'unchanged';
   end if;
-  if v_new.actions is distinct from v_old.actions or v_new.group_by is distinct from v_old.group_by then
+  if v_new.group_by is distinct from v_old.group_by then
     perform sequin._check_group_by(v_new);
-    v_new := sequin._reshape(v_old, sequin._shape(v_new));
-  elsif v_new.max_ack_pending <> v_old.max_ack_pending then
-    v_new := sequin._share(v_new);
-    perform sequin._renew_permits(v_new);
   end if;
+  loop
+    begin
+      v_new := sequin._rearrange(v_old, v_new);
+      exit;
+    exception when lock_not_available or deadlock_detected then
+      null;
+    end;
+  end loop;
   update sequin.consumer c
   set actions = v_new.actions, group_by = v_new.group_by, ack_wait = v_new.ack_wait, max_deliver = v_new.max_deliver,
       max_ack_pending = v_new.max_ack_pending, backoff = v_new.backoff, max_backoff = v_new.max_backoff,

@@ -8,6 +8,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   c sequin.consumer := sequin._consumer(consumer);
+  v_lanes smallint[];
   v_lane smallint;
   s sequin.lane;
   v_void text;
@@ -17,12 +18,14 @@ declare
   v_total bigint := 0;
 begin
   perform sequin._refuse_write('redrive');
-  for v_lane in
+  v_lanes := array(
     select distinct d.lane from sequin.dead_letter d
     where d.consumer_id = c.id and (seqs is null or d.seq = any (seqs))
-    order by d.lane
-  loop
+    order by d.lane);
+  foreach v_lane in array v_lanes loop
     v_void := pg_advisory_xact_lock(sequin._lane_key(c.name, v_lane));
+  end loop;
+  foreach v_lane in array v_lanes loop
     s := sequin._lane(c.id, v_lane);
     with gone as (
       delete from sequin.dead_letter d
