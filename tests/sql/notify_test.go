@@ -1,0 +1,67 @@
+package sql
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Who listens on "sequin.<consumer>" hears when there is something: new, or back after a nack or an expiry. Of a
+// paused consumer, and of one whose tables are quiet, nothing is heard.
+func TestNotify(t *testing.T) {
+	f := bridged(t)
+	const odd = `Müller's "q"`
+	f.Exec(`select sequin.create_stream('s', '{item}', mode => 'changes'), sequin.create_stream('r', '{other}')`)
+	f.Exec(`select sequin.create_consumer('c', 's', ack_wait => '300 ms', backoff => '0'), sequin.create_consumer('g', 's', group_by => '{grp}'),
+		sequin.create_consumer('paused', 's'), sequin.create_consumer('quiet', 'r')`)
+	f.Exec(`select sequin.create_consumer($1, 's')`, odd)
+	f.Exec(`select sequin.pause_consumer('paused')`)
+	listen := func(consumer string) *pgx.Conn {
+		conn := f.Connect()
+		f.execIn(conn, "listen "+pgx.Identifier{"sequin." + consumer}.Sanitize())
+		return conn
+	}
+	hears := func(conn *pgx.Conn, within time.Duration) bool {
+		ctx, cancel := context.WithTimeout(context.Background(), within)
+		defer cancel()
+		_, err := conn.WaitForNotification(ctx)
+		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		return err == nil
+	}
+	paused, quiet := listen("paused"), listen("quiet")
+	for _, consumer := range []string{"c", "g", odd} {
+		conn := listen(consumer)
+		f.Exec(`insert into item values ((select count(*) from item), 1, 'a')`)
+		if !hears(conn, 10*time.Second) {
+			t.Errorf("no notification on sequin.%s", consumer)
+		}
+		// By then it is there.
+		var n int
+		if err := conn.QueryRow(context.Background(), `select count(*) from sequin.receive($1, 1)`, consumer).Scan(&n); err != nil || n != 1 {
+			t.Errorf("after the notification receive gives %d messages, %v", n, err)
+		}
+	}
+	if hears(paused, 100*time.Millisecond) || hears(quiet, 100*time.Millisecond) {
+		t.Error("a consumer that is paused, or has nothing, was notified")
+	}
+
+	// What c was handed has expired, or will; it is told when that may be received again.
+	conn := listen("c")
+	out := f.receive(`'c', 10, '10 s'`)
+	if len(out) == 0 {
+		t.Fatal("nothing to receive")
+	}
+	if !hears(conn, 10*time.Second) {
+		t.Error("no notification of what has expired")
+	}
+	again := f.receive(`'c', 10, '10 s', ack_wait => '1 hour'`)
+	f.call("nack", ids(again), int64(len(again)), "'1 s'")
+	if !hears(listen("c"), 10*time.Second) {
+		t.Error("no notification of what was nacked")
+	}
+}
