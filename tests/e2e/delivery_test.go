@@ -149,8 +149,8 @@ func testRandomDelivery(t *testing.T, seed uint64) {
 	}
 	delivered, settled := len(h.deliveries), len(h.settlements)
 	t.Logf("%d messages, %d deliveries, %d calls to settle them, %d dead letters", len(c.messages), delivered, settled, len(dead))
-	if delivered < len(c.messages)/4 || settled == 0 {
-		t.Errorf("hardly anything happened")
+	if delivered < 50 || settled < 50 {
+		t.Error("hardly anything happened")
 	}
 }
 

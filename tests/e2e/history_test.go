@@ -246,7 +246,7 @@ func (c *check) isSettled(m *message, by *delivery) bool {
 	}
 	// An older version of a row, passed over in a transaction that was rolled back.
 	if c.isRows && !m.isNew && !by.tx.isCommitted && !slices.ContainsFunc(m.deliveries, func(d *delivery) bool {
-		return d.asked.Before(by.given) && (d.tx.isCommitted || by.asked.Before(d.tx.ended))
+		return d.given.Before(by.asked) && (d.tx.isCommitted || by.asked.Before(d.tx.ending))
 	}) {
 		return true
 	}
