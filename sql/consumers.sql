@@ -364,7 +364,7 @@ begin
   for v_lane in 0..63 loop
     v_void := pg_advisory_xact_lock(sequin._lane_key(v_old.name, v_lane::smallint));
   end loop;
-  select * into v_old from sequin.consumer c where c.id = v_old.id for update;
+  select * into v_old from sequin.consumer c where c.id = v_old.id for no key update;
   if not found then
     v_old := sequin._consumer(name);
   end if;
@@ -437,17 +437,24 @@ comment on function sequin.drop_consumer(text, boolean) is
 
 Returns dropped, or absent where if_exists is true and there was none. Errors: 42704 unknown consumer.';
 
--- Removes what is kept of a consumer that is gone. The rows of its feed go with the log's segments.
+-- Removes what is kept of a consumer that is gone. The rows of its feed go with the log's segments; what a worker's
+-- transaction has in its hands is not waited for, and goes when bridge_sample finds it.
 create or replace function sequin._forget(consumer_id int)
 returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  delete from sequin.lane l where l.consumer_id = _forget.consumer_id;
+  delete from sequin.lane l
+  using (select n.ctid from sequin.lane n where n.consumer_id = _forget.consumer_id for update skip locked) n
+  where l.ctid = n.ctid;
   delete from sequin.floor f where f.consumer_id = _forget.consumer_id;
-  delete from sequin.delivery d where d.consumer_id = _forget.consumer_id;
-  delete from sequin.held_group g where g.consumer_id = _forget.consumer_id;
+  delete from sequin.delivery d
+  using (select n.ctid from sequin.delivery n where n.consumer_id = _forget.consumer_id for update skip locked) n
+  where d.ctid = n.ctid;
+  delete from sequin.held_group g
+  using (select n.ctid from sequin.held_group n where n.consumer_id = _forget.consumer_id for update skip locked) n
+  where g.ctid = n.ctid;
   delete from sequin.consumer_sample s where s.consumer_id = _forget.consumer_id;
 end $$;
 

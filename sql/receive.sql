@@ -30,7 +30,9 @@ begin
 end $$;
 
 -- Permits of a consumer, so many at most: of those that no lane holds and no transaction is about to hold. However many
--- workers ask at once, none is given twice, and none of them waits for another.
+-- workers ask at once, none is given twice, and none of them waits for another. (Under a snapshot older than this call,
+-- in a stricter isolation level, those that others have been given since cannot be seen: max_ack_pending is kept then as
+-- it was when the transaction began.)
 create or replace function sequin._permits(c sequin.consumer, max_count int)
 returns smallint[]
 language plpgsql
@@ -169,7 +171,11 @@ begin
      and random() > 0.01 then
     loop
       select c.id, c.routes[1], c.is_rows, coalesce(receive.ack_wait, c.ack_wait), c.lane_quota,
-             s.lane, s.turn, case when s.lease is null then s.upto_seq end, s.passed, nextval('sequin.turn')
+             s.lane, s.turn,
+             case when s.lease is null and (batch_size = 1 or exists (
+               select from sequin.log l
+               where l.route_id = c.routes[1] and l.lane = s.lane and l.seq > s.upto_seq
+                 and l.seq < sequin._segment_end(s.upto_seq))) then s.upto_seq end, s.passed, nextval('sequin.turn')
         into v_id, v_route, v_is_rows, v_ack_wait, v_quota,
              v_lane, v_prev, v_from, v_passed, v_turn
       from sequin.consumer c

@@ -64,7 +64,7 @@ declare
   c sequin.consumer;
 begin
   -- Shared with other work on the consumer, but not with alter_consumer, which changes the feed.
-  select * into c from sequin.consumer t where t.id = consumer_id for key share skip locked;
+  select * into c from sequin.consumer t where t.id = consumer_id for share skip locked;
   if not found or c.reads <> 'feed' or c.start_seq is null then
     return 0;
   end if;
@@ -219,7 +219,9 @@ begin
     union
     select f.consumer_id from sequin.floor f
     union
-    select g.consumer_id from sequin.held_group g) l
+    select g.consumer_id from sequin.held_group g
+    union
+    select d.consumer_id from sequin.delivery d where d.due_at <= clock_timestamp()) l
   where not exists (select from sequin.consumer c where c.id = l.consumer_id);
   return v_count;
 end $$;

@@ -122,9 +122,8 @@ func TestWaitForCommit(t *testing.T) {
 	f := bridged(t)
 	f.Exec(`select sequin.create_stream('s', '{item}'), sequin.create_consumer('c', 's'), sequin.create_consumer('g', 's', group_by => '{grp}')`)
 	f.Exec(`insert into item values (1, 1, 'a')`)
-	f.take("c", 1)
-	f.take("g", 1)
-	for _, consumer := range []string{"c", "g"} {
+	for i, consumer := range []string{"c", "g"} {
+		f.take(consumer, 1+i) // what there is, so that it has to wait
 		answered := make(chan time.Duration, 1)
 		conn := f.Connect()
 		began := time.Now()
