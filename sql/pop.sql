@@ -88,13 +88,13 @@ begin
     v_left := v_left - v_count;
     v_misses := 0;
   end loop;
-  if v_left < batch_size then
+  if v_left = 0 and batch_size > 0 then
     return;
   end if;
   -- The lease is seen by nobody but the ack: both are in the caller's transaction.
   return query
     with received as materialized (
-      select * from sequin.receive(consumer, batch_size, wait)
+      select * from sequin.receive(consumer, v_left, case when v_left < batch_size then '0' else wait end)
     ), acknowledged as materialized (
       select sequin.ack(consumer, array(select r.ack_id from received r)) as n
     )

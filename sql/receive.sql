@@ -261,8 +261,8 @@ begin
       v_misses := coalesce(v_misses, 0) + 1;
       exit when v_misses >= 3;
     end loop;
-    -- The long way is for those who have got little.
-    if v_left <= batch_size / 2 then
+    -- Nearly dry: the rest is found the long way.
+    if v_left = 0 then
       return;
     end if;
   end if;

@@ -78,8 +78,8 @@ func TestRetentionLimit(t *testing.T) {
 	pgtest.StartBridge(t, db.URL)
 	last := 0
 	pgtest.Eventually(t, 2*time.Minute, func() error {
-		db.Exec(`insert into t select i, repeat(md5(i::text), 20) from generate_series($1::int + 1, $1::int + 2000) i`, last)
-		last += 2000
+		db.Exec(`insert into t select i, repeat(md5(i::text), 20) from generate_series($1::int + 1, $1::int + 200) i`, last)
+		last += 200
 		if n := pgtest.Value[int](db, `select count(*) from sequin.gap g join sequin.consumer c on c.id = g.consumer_id where c.name = 'slow'`); n == 0 {
 			return fmt.Errorf("no gap after %d messages", last)
 		}
