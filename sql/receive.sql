@@ -156,6 +156,7 @@ declare
   v_ack_id bigint;
   v_count int;
   v_misses int;
+  v_has_moved boolean;               -- in this round a lane was
   v_has_freed boolean;               -- this call has settled what others left behind: its messages may be due now
   v_is_strict boolean;
   v_at timestamptz;                  -- what has run out, has by then: never what this call hands out
@@ -180,7 +181,15 @@ begin
              v_lane, v_prev, v_from, v_passed, v_turn
       from sequin.consumer c
       cross join lateral (
-        select f.is_deep, f.busy[1 + floor(random() * cardinality(f.busy))] as lane
+        select f.is_deep,
+               -- Where few lanes have it all, one that is free.
+               case when v_misses is null or v_misses < 2 then f.busy[1 + floor(random() * cardinality(f.busy))]
+               else (
+                 select b.lane from unnest(f.busy) b(lane)
+                 where (select s.lease is null from sequin.lane s
+                        where s.consumer_id = c.id and s.lane = b.lane order by s.prev desc limit 1)
+                 order by random()
+                 limit 1) end as lane
         from sequin.floor f where f.consumer_id = c.id order by f.step desc limit 1) f
       cross join lateral (
         select * from sequin.lane s where s.consumer_id = c.id and s.lane = f.lane order by s.prev desc limit 1) s
@@ -259,7 +268,7 @@ begin
         end if;
       end if;
       v_misses := coalesce(v_misses, 0) + 1;
-      exit when v_misses >= 3;
+      exit when v_misses >= 5;
     end loop;
     -- Nearly dry: the rest is found the long way.
     if v_left = 0 then
@@ -280,7 +289,8 @@ begin
     select c.id, case when c.reads = 'key' and cardinality(c.routes) = 1 then c.routes[1] end, c.lane_quota, c.permit_size,
            c.lane_quota = 0, c.is_rows, coalesce(receive.ack_wait, c.ack_wait),
            c.start_seq is not null and c.paused_at is null,
-           sequin._caller() = current_user or sequin._may_consume(c.id), f.busy, coalesce(f.is_deep, false), 0, false
+           sequin._caller() = current_user or sequin._may_consume(c.id), f.busy,
+           coalesce(f.is_deep, false) and coalesce(v_misses, 0) < 2, 0, false
       into v_id, v_route, v_quota, v_size,
            v_is_tight, v_is_rows, v_ack_wait,
            v_is_ready,
@@ -343,6 +353,7 @@ begin
       end if;
       exit when v_is_tight and v_permits = '{}';
 
+      v_has_moved := v_is_deep;
       for v_i in 1..cardinality(v_lanes) loop
         v_lane := v_lanes[v_i];
         v_limit := least(v_limits[v_i], v_left, v_quota + v_size * coalesce(cardinality(v_permits), 0));
@@ -400,6 +411,7 @@ begin
           on conflict do nothing;
           continue when not found;
           v_permits := v_permits[v_needed + 1:];
+          v_has_moved := true;
           if v_limit = 1 then
             return next;
           else
@@ -415,6 +427,7 @@ begin
         else
           return query select * from sequin._take(v_id, v_lane, v_limit, v_ack_wait, v_permits);
           get diagnostics v_count = row_count;
+          v_has_moved := true;
           if v_permits is not null then
             v_permits := array(select unnest(v_permits) except select unnest((sequin._lane(v_id, v_lane)).permits));
           end if;
@@ -422,6 +435,8 @@ begin
         v_left := v_left - v_count;
         if v_count > 0 then v_misses := 0; end if;
       end loop;
+      -- Others were quicker, everywhere: what was found is theirs.
+      exit when not v_has_moved;
     end loop;
 
     exit when v_left < batch_size or v_deadline is null or clock_timestamp() >= v_deadline;

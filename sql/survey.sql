@@ -26,6 +26,7 @@ as $$
 declare
   v_depth constant int := 256;
   v_look int;                      -- rows to look at, a lane
+  v_far int;                       -- half of them with so many, and it is deep
   v_floor sequin.floor;
   v_head bigint;
   v_fresh int := 0;                -- messages since the floor, or so
@@ -75,7 +76,20 @@ begin
   elsif v_lanes = '{}' then
     return v_survey;
   end if;
+  -- Few lanes, all of them in the hands of workers that get on: nothing to look for.
+  if cardinality(v_lanes) <= 16 and not exists (
+    select from unnest(v_lanes) n(lane)
+    cross join lateral (
+      select s.lease, s.leased_at, s.leased_until from sequin.lane s
+      where s.consumer_id = c.id and s.lane = n.lane
+      order by s.prev desc
+      limit 1) s
+    where s.lease is null or s.leased_until <= clock_timestamp() or s.leased_at < clock_timestamp() - interval '100 milliseconds'
+  ) then
+    return v_survey;
+  end if;
   v_look := greatest(8, least(max_rows, 2 * v_depth / cardinality(v_lanes)));
+  v_far := 2 * v_depth / cardinality(v_lanes);
 
   with lane as materialized (
     select s.*
@@ -135,7 +149,21 @@ begin
     array(select s.lane from lane s
           where s.lease is not null or exists (select from next n where n.lane = s.lane)
           order by s.lane),
-    (select count(*) from next n),
+    case when v_look < v_far and c.reads <> 'total' then v_far * (
+      select count(*) from lane s
+      where exists (
+        select from unnest(case when c.reads = 'key' then c.routes end) r(id)
+        cross join lateral (
+          select from sequin.log l
+          where l.route_id = r.id and l.lane = s.lane and l.seq > s.upto_seq
+          order by l.seq
+          offset v_far - 1 limit 1) l
+        union all
+        (select from sequin.feed f
+         where c.reads = 'feed' and f.feed_id = c.feed_id and f.lane = s.lane and f.seq > s.upto_seq
+         order by f.seq
+         offset v_far - 1 limit 1)))
+    else (select count(*) from next n) end,
     (select array_agg(w.lane order by random()) from waiting w)
   into v_survey.lanes, v_survey.limits, v_survey.expired, v_survey.stuck, v_busy, v_waiting, v_lanes;
 
