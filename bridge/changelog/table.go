@@ -2,6 +2,7 @@ package changelog
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -14,6 +15,7 @@ type Table struct {
 	Route    int32
 	relation *wal.Relation
 	columns  []column
+	sorted   []int // places of the columns as jsonb orders its keys: it need not sort them again
 	key      []int // places of the columns that name a row, in the key's order; none: the table is one group
 	schema   []byte
 	name     []byte
@@ -41,10 +43,15 @@ func NewTable(ctx context.Context, db Queryer, types *Types, rel *wal.Relation, 
 			label: append(appendString(nil, []byte(c.Name)), ':'),
 			form:  types.form(c.TypeOID),
 		})
+		t.sorted = append(t.sorted, i)
 		if c.IsKey && rel.ReplicaIdentity != 'f' {
 			identity = append(identity, i)
 		}
 	}
+	slices.SortFunc(t.sorted, func(i, j int) int {
+		a, b := rel.Columns[i].Name, rel.Columns[j].Name
+		return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b))
+	})
 	for _, name := range keyColumns {
 		i := slices.IndexFunc(rel.Columns, func(c wal.RelationColumn) bool { return c.Name == name })
 		if i < 0 {
@@ -123,7 +130,7 @@ func (t *Table) isKeyChanged(u *wal.Update) bool {
 func (t *Table) appendRecord(b []byte, tuple, old wal.Tuple) []byte {
 	b = append(b, '{')
 	start := len(b)
-	for i := range t.columns {
+	for _, i := range t.sorted {
 		v := value(i, tuple, old)
 		if v.Kind == wal.Unchanged {
 			continue
