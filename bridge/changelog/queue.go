@@ -3,7 +3,9 @@ package changelog
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"sync"
+	"time"
 
 	"github.com/jackc/pglogrepl"
 )
@@ -79,7 +81,7 @@ type Queue struct {
 	chunks  []chunk
 	bytes   int
 	endLSN  pglogrepl.LSN // of the last transaction that was put whole
-	written pglogrepl.LSN // of the last transaction that is in the log
+	written pglogrepl.LSN // of the last transaction that is in the log, and on disk
 	horizon pglogrepl.LSN // see Writer.Horizon: what was asked for
 	ended   bool
 
@@ -153,7 +155,7 @@ func (q *Queue) Full() <-chan struct{} {
 	return q.room
 }
 
-// Written returns the end of the last transaction that is in the log, and whether that is all that was put.
+// Written returns the end of the last transaction that is in the log, on disk, and whether that is all that was put.
 func (q *Queue) Written() (lsn pglogrepl.LSN, isAll bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -176,8 +178,16 @@ func (q *Queue) End() {
 	signal(q.wake)
 }
 
-// take returns all that is there, or what was asked besides. It waits for either; with neither, the queue has ended.
-func (q *Queue) take(ctx context.Context) (chunks []chunk, horizon pglogrepl.LSN, err error) {
+// errNothing is returned where nothing came in time.
+var errNothing = errors.New("nothing to write")
+
+// take returns all that is there, or what was asked besides. It waits for either, so long (0: without end); with neither,
+// the queue has ended.
+func (q *Queue) take(ctx context.Context, patience time.Duration) (chunks []chunk, horizon pglogrepl.LSN, err error) {
+	var timeout <-chan time.Time
+	if patience > 0 {
+		timeout = time.After(patience)
+	}
 	for {
 		q.mu.Lock()
 		chunks, q.chunks = q.chunks, nil
@@ -194,16 +204,18 @@ func (q *Queue) take(ctx context.Context) (chunks []chunk, horizon pglogrepl.LSN
 		select {
 		case <-ctx.Done():
 			return nil, 0, context.Cause(ctx)
+		case <-timeout:
+			return nil, 0, errNothing
 		case <-q.wake:
 		}
 	}
 }
 
-// isEmpty tells whether there is nothing to take.
-func (q *Queue) isEmpty() bool {
+// waiting returns how many bytes there are to take.
+func (q *Queue) waiting() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(q.chunks) == 0
+	return q.bytes
 }
 
 func (q *Queue) setWritten(lsn pglogrepl.LSN) {

@@ -16,6 +16,14 @@ import (
 const (
 	maxBatchBytes = 4 << 20               // a batch of small transactions ends here, even if more have come
 	maxBatchTime  = 50 * time.Millisecond // or here
+
+	// A commit that follows another so soon is not waited for until it is on disk: it is seen at once, and not confirmed
+	// to the slot before one after it is. Nothing can be built on it and outlive it: what reads it commits later.
+	flushEvery = 200 * time.Millisecond
+
+	// Batches begin so far apart, unless there is much: one costs as much as fifty rows.
+	batchEvery = 2 * time.Millisecond
+	muchBytes  = 64 << 10
 )
 
 // Batch is what a commit of the log added.
@@ -37,8 +45,11 @@ type Writer struct {
 	// HorizonWritten is called when the slot may be confirmed so far.
 	HorizonWritten func(pglogrepl.LSN)
 
-	buf    []byte
-	counts []routeCount
+	buf       []byte
+	counts    []routeCount
+	beganAt   time.Time // the last batch
+	flushedAt time.Time
+	unflushed pglogrepl.LSN // end of the last transaction, where its commit was not waited for; 0: it is on disk
 }
 
 // NewWriter returns a writer that follows the progress row of this step.
@@ -49,9 +60,23 @@ func NewWriter(conn *pgconn.PgConn, queue *Queue, sourceID int32, step int64) *W
 // Run writes batches until the queue ends or the context does. A batch that is not whole by then is not written.
 func (w *Writer) Run(ctx context.Context) error {
 	for {
-		chunks, horizon, err := w.queue.take(ctx)
+		var patience time.Duration
+		if w.unflushed > 0 {
+			patience = max(flushEvery-time.Since(w.flushedAt), time.Millisecond)
+		}
+		if pause := batchEvery - time.Since(w.beganAt); pause > 0 && w.queue.waiting() < muchBytes {
+			time.Sleep(pause)
+		}
+		chunks, horizon, err := w.queue.take(ctx, patience)
+		if errors.Is(err, errNothing) {
+			horizon, err = w.unflushed, nil
+		}
 		if err != nil {
 			return err
+		}
+		if w.unflushed > 0 && len(chunks) == 0 {
+			// Any commit that is waited for will do.
+			horizon = max(horizon, w.unflushed)
 		}
 		if horizon > 0 && len(chunks) == 0 {
 			if err := w.writeHorizon(ctx, horizon); err != nil {
@@ -76,7 +101,7 @@ var ErrCut = errors.New("the transaction was cut off")
 // writeBatch writes one batch: from these chunks on, up to the end of a transaction at which the queue has no more for
 // now, or the batch is large enough, or the log goes on in another segment. It returns the chunks that it left.
 func (w *Writer) writeBatch(ctx context.Context, chunks []chunk) (rest []chunk, err error) {
-	began := time.Now()
+	w.beganAt = time.Now()
 	segment := chunks[0].segment
 	w.counts = w.counts[:0]
 	w.buf = appendQuery(w.buf[:0], "begin; copy sequin.log_"+strconv.Itoa(int(segment))+" ("+copyColumns+") from stdin (format binary)")
@@ -106,11 +131,11 @@ batch:
 			}
 			c.free()
 			last = c
-			if last.endLSN > 0 && (bytes >= maxBatchBytes || time.Since(began) >= maxBatchTime) {
+			if last.endLSN > 0 && (bytes >= maxBatchBytes || time.Since(w.beganAt) >= maxBatchTime) {
 				break batch
 			}
 		}
-		if last.endLSN > 0 && (len(chunks) > 0 || w.queue.isEmpty()) {
+		if last.endLSN > 0 && (len(chunks) > 0 || w.queue.waiting() == 0) {
 			break
 		}
 		if last.endLSN == 0 && len(chunks) == 0 && len(w.buf) > 0 {
@@ -119,7 +144,7 @@ batch:
 			}
 			w.buf = w.buf[:0]
 		}
-		more, horizon, err := w.queue.take(ctx)
+		more, horizon, err := w.queue.take(ctx, 0)
 		if err != nil {
 			return nil, err
 		}
@@ -129,7 +154,11 @@ batch:
 		chunks = append(chunks, more...)
 	}
 	w.buf = append(w.buf, 'd', 0, 0, 0, 6, 0xff, 0xff, 'c', 0, 0, 0, 4)
-	w.buf = appendQuery(w.buf, w.commitSQL(last))
+	commit, isFlush := w.commitSQL(last), time.Since(w.flushedAt) >= flushEvery
+	if !isFlush {
+		commit = "set local synchronous_commit = off; " + commit
+	}
+	w.buf = appendQuery(w.buf, commit)
 	if err := w.send(w.buf); err != nil {
 		return nil, err
 	}
@@ -137,7 +166,10 @@ batch:
 		return nil, err
 	}
 	w.step++
-	w.queue.setWritten(last.endLSN)
+	w.unflushed = last.endLSN
+	if isFlush {
+		w.flushed()
+	}
 	batch := Batch{LastSeq: last.lastSeq, EndLSN: last.endLSN}
 	for _, n := range w.counts {
 		batch.Routes = append(batch.Routes, n.route)
@@ -170,8 +202,17 @@ func (w *Writer) writeHorizon(ctx context.Context, lsn pglogrepl.LSN) error {
 		return err
 	}
 	w.step++
+	if w.unflushed > 0 {
+		w.flushed()
+	}
 	w.HorizonWritten(lsn)
 	return nil
+}
+
+// flushed takes note that the log is on disk as far as it is written.
+func (w *Writer) flushed() {
+	w.queue.setWritten(w.unflushed)
+	w.unflushed, w.flushedAt = 0, time.Now()
 }
 
 // appendQuery appends a Query message.
