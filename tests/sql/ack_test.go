@@ -39,8 +39,19 @@ func TestAckGarbage(t *testing.T) {
 	got := f.receive(`'c', 3`)
 	theirs := f.receive(`'d', 3`)
 	for _, garbage := range [][]int64{
-		nil, {}, {0}, {-1}, {math.MaxInt64}, {math.MinInt64}, {math.MaxInt64, math.MaxInt64 - 1}, {math.MaxInt64, 1}, {1, 2, 3},
-		{-got[0].AckID}, {got[0].AckID + 5}, {got[0].AckID ^ 1<<40}, ids(theirs),
+		nil,
+		{},
+		{0},
+		{-1},
+		{math.MaxInt64},
+		{math.MinInt64},
+		{math.MaxInt64, math.MaxInt64 - 1},
+		{math.MaxInt64, 1},
+		{1, 2, 3},
+		{-got[0].AckID},
+		{got[0].AckID + 5},
+		{got[0].AckID ^ 1<<40},
+		ids(theirs),
 	} {
 		for _, call := range []string{"ack", "nack", "extend"} {
 			f.call(call, garbage, 0)
