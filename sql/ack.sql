@@ -121,7 +121,9 @@ begin
     select c.id, s.lane, s.turn, s.turn + 1, s.upto_seq, s.upto_seq, s.passed
     from sequin.consumer c
     cross join lateral (
-      select * from sequin.lane s
+      select s.lane, s.turn, s.upto_seq, s.passed, s.lease, s.leased_until, s.out_count, s.picks, s.settled_to, s.settled,
+             s.tracked, s.held
+      from sequin.lane s
       where s.consumer_id = c.id and s.lane = ((ack_ids[1] >> 14) & 63)::smallint
       order by s.prev desc
       limit 1) s
@@ -198,6 +200,7 @@ returns bigint
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
 set enable_seqscan = off
 as $$
 declare
@@ -274,6 +277,7 @@ returns bigint
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
 set enable_seqscan = off
 as $$
 declare

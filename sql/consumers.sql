@@ -342,6 +342,7 @@ returns text
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
 as $$
 declare
   v_old sequin.consumer;

@@ -50,7 +50,7 @@ func Connect(ctx context.Context, databaseURL string, notice func(*pgconn.Notice
 	}
 	config.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) { notice(n) }
 	config.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
-		return pgproto3.NewFrontend(bufio.NewReaderSize(r, readBuffer), w)
+		return pgproto3.NewFrontend(bufio.NewReaderSize(&paced{r: r}, readBuffer), w)
 	}
 	pg, err := pgconn.ConnectConfig(ctx, config)
 	if err != nil {
