@@ -13,6 +13,27 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
+// arrivals is when each row was committed, and when it had arrived, by its id.
+type arrivals struct{ committed, arrived []time.Time }
+
+func newArrivals(rows int) arrivals {
+	return arrivals{make([]time.Time, rows+1), make([]time.Time, rows+1)}
+}
+
+// print prints how long it took.
+func (a arrivals) print(name string) (p50, p99 float64) {
+	var latencies []float64
+	for id := 1; id < len(a.committed); id++ {
+		latencies = append(latencies, max(a.arrived[id].Sub(a.committed[id]).Seconds()*1000, 0))
+	}
+	slices.Sort(latencies)
+	p50, p99 = latencies[len(latencies)/2], latencies[len(latencies)*99/100]
+	print(name+".p50", p50, "ms")
+	print(name+".p99", p99, "ms")
+	print(name+".max", latencies[len(latencies)-1], "ms")
+	return p50, p99
+}
+
 // runLatency commits 200 small transactions a second, and measures from when each commit has returned until a worker
 // that waits in receive has the message.
 func runLatency(ctx context.Context, b *bench) error {
@@ -21,33 +42,117 @@ func runLatency(ctx context.Context, b *bench) error {
 		return err
 	}
 	defer s.drop()
-	p, err := b.startBridge(ctx, s.url)
+	a, err := b.receiveLatency(ctx, s, b.size(3_000), 1, 5*time.Millisecond)
 	if err != nil {
 		return err
 	}
-	const every = 5 * time.Millisecond
-	transactions := b.size(3_000)
-	committed := make([]time.Time, transactions+1)
-	arrived := make([]time.Time, transactions+1)
-	group, groupCtx := errgroup.WithContext(ctx)
-	group.Go(func() error { return awaitMessages(groupCtx, s.url, arrived) })
-	group.Go(func() error { return commitEvery(groupCtx, s.url, every, committed) })
-	if err := errors.Join(group.Wait(), p.stop()); err != nil {
-		return err
-	}
-	var latencies []float64
-	for id := 1; id <= transactions; id++ {
-		latencies = append(latencies, max(arrived[id].Sub(committed[id]).Seconds()*1000, 0))
-	}
-	slices.Sort(latencies)
-	print("latency.p50", latencies[len(latencies)/2], "ms")
-	print("latency.p99", latencies[len(latencies)*99/100], "ms")
-	print("latency.max", latencies[len(latencies)-1], "ms")
+	a.print("latency")
 	return nil
 }
 
-// commitEvery inserts a row at each tick, and notes when its commit has returned.
-func commitEvery(ctx context.Context, url string, every time.Duration, committed []time.Time) error {
+// runLatencyNative does so at 1,000 a second, and then lets a subscription in a second database have the same: there a
+// trigger notes when the row is written, which is shortly before it can be seen.
+func runLatencyNative(ctx context.Context, b *bench) error {
+	s, err := b.source(ctx, "latency_native", "select sequin.create_consumer('bench', 'orders')",
+		"create publication bench for table orders", "select pg_create_logical_replication_slot('bench_native', 'pgoutput')")
+	if err != nil {
+		return err
+	}
+	defer s.drop()
+	native, drop, err := b.subscription(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer drop()
+	const writers, every = 4, 4 * time.Millisecond
+	rows := b.size(60_000)
+	ours, err := b.receiveLatency(ctx, s, rows, writers, every)
+	if err != nil {
+		return err
+	}
+	if err := execute(ctx, s.url, "truncate orders"); err != nil {
+		return err
+	}
+	theirs, err := native.latency(ctx, rows, writers, every)
+	if err != nil {
+		return err
+	}
+	p50, p99 := ours.print("latency_1000.sequin")
+	native50, native99 := theirs.print("latency_1000.native")
+	print("latency_1000.p50", p50/native50, "x")
+	print("latency_1000.p99", p99/native99, "x")
+	return nil
+}
+
+// receiveLatency has a worker receive what writers commit.
+func (b *bench) receiveLatency(ctx context.Context, s *source, rows, writers int, every time.Duration) (arrivals, error) {
+	a := newArrivals(rows)
+	p, err := b.startBridge(ctx, s.url)
+	if err != nil {
+		return a, err
+	}
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() error { return awaitMessages(groupCtx, s.url, a.arrived) })
+	for w := range writers {
+		group.Go(func() error { return commitEvery(groupCtx, s.url, every, a.committed, 1+w, writers) })
+	}
+	return a, errors.Join(group.Wait(), p.stop())
+}
+
+// latency has the subscription apply what writers commit.
+func (n *subscription) latency(ctx context.Context, rows, writers int, every time.Duration) (arrivals, error) {
+	a := newArrivals(rows)
+	if err := execute(ctx, n.url,
+		"create table arrived (id bigint, at timestamptz)",
+		`create function note_arrival() returns trigger language plpgsql as $$
+		begin insert into public.arrived values (new.id, clock_timestamp()); return null; end $$`,
+		"create trigger note_arrival after insert on orders for each row execute function note_arrival()",
+		"alter table orders enable always trigger note_arrival",
+		"alter subscription bench enable"); err != nil {
+		return a, err
+	}
+	// It is there once the truncate is: what came before is not counted.
+	if err := execute(ctx, n.source.url, "insert into orders (id) values (0)"); err != nil {
+		return a, err
+	}
+	if err := await(ctx, n.url, "select exists (select from arrived where id = 0)"); err != nil {
+		return a, err
+	}
+	if err := execute(ctx, n.url, "truncate arrived"); err != nil {
+		return a, err
+	}
+	group, groupCtx := errgroup.WithContext(ctx)
+	for w := range writers {
+		group.Go(func() error { return commitEvery(groupCtx, n.source.url, every, a.committed, 1+w, writers) })
+	}
+	if err := group.Wait(); err != nil {
+		return a, err
+	}
+	if err := await(ctx, n.url, "select count(*) >= $1 from arrived", rows); err != nil {
+		return a, err
+	}
+	conn, err := pgx.Connect(ctx, n.url)
+	if err != nil {
+		return a, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	found, err := conn.Query(ctx, "select id, at from arrived")
+	if err != nil {
+		return a, err
+	}
+	var id int
+	var at time.Time
+	if _, err := pgx.ForEachRow(found, []any{&id, &at}, func() error {
+		a.arrived[id] = at
+		return nil
+	}); err != nil {
+		return a, err
+	}
+	return a, execute(ctx, n.url, "alter subscription bench disable")
+}
+
+// commitEvery inserts a row at each tick, and notes when its commit has returned: every so manieth row, from the first.
+func commitEvery(ctx context.Context, url string, every time.Duration, committed []time.Time, first, step int) error {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return err
@@ -55,7 +160,7 @@ func commitEvery(ctx context.Context, url string, every time.Duration, committed
 	defer conn.Close(context.WithoutCancel(ctx))
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
-	for id := 1; id < len(committed); id++ {
+	for id := first; id < len(committed); id += step {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
