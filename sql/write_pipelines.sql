@@ -13,6 +13,7 @@ declare
   v_owner oid;
   v_schema text;
   v_name text;
+  v_problem record;
 begin
   select c.oid, c.relowner, n.nspname, c.relname into v_relation, v_owner, v_schema, v_name
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -34,6 +35,16 @@ begin
         message = format('event table %I.%I was made anew by %I, who may not read the source table', v_schema, v_name,
           pg_get_userbyid(v_owner)),
         hint = format('alter table %I.%I owner to %I;', v_schema, v_name, current_user);
+    end if;
+  end if;
+  -- Text would take anything, and a view might; what else does not fit, the insert refuses.
+  if v_relation <> p.event_relation
+     or (select count(*) from pg_attribute a
+         where a.attrelid = v_relation and a.attnum > 0
+           and (a.attname, a.atttypid) in (select e.name, e.type::oid from sequin._event_columns() e)) < 12 then
+    select * into v_problem from sequin._event_table_problem(v_relation, p.retention is not null);
+    if found then
+      raise exception using errcode = v_problem.code, message = v_problem.message, hint = v_problem.hint;
     end if;
   end if;
   if (v_relation, v_schema, v_name) is distinct from (p.event_relation, p.event_schema, p.event_name) then
