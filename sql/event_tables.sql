@@ -194,16 +194,6 @@ as $$
   limit 1
 $$;
 
--- Whether a role may have its way with the rights of this schema's owner. Called from definer functions only.
-create or replace function sequin._is_trusted(role oid)
-returns boolean
-language sql
-stable
-set search_path = pg_catalog, pg_temp
-as $$
-  select pg_has_role(role, current_user, 'usage')
-$$;
-
 -- 42501 unless a pipeline may write to a table: the owner here must have the rights of the table's owner, and the table
 -- must not run what somebody with fewer rights has put there. Takes the lock of an insert, and keeps it.
 create or replace function sequin._check_event_rights(relation oid)
@@ -212,18 +202,20 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_name text := sequin._table_name(relation);
+  v_name text;
   v_class pg_class;
   v_code text;
 begin
   select * into v_class from pg_class c where c.oid = relation;
+  if pg_has_role(current_user, v_class.relowner, 'usage') and pg_has_role(v_class.relowner, current_user, 'usage') then
+    return;
+  end if;
+  v_name := sequin._table_name(relation);
   if not pg_has_role(current_user, v_class.relowner, 'usage') then
     raise insufficient_privilege using
       message = format('event table %s belongs to %I, whose rights %I does not have', v_name,
         pg_get_userbyid(v_class.relowner), current_user),
       hint = format('grant %I to %I;', pg_get_userbyid(v_class.relowner), current_user);
-  elsif sequin._is_trusted(v_class.relowner) then
-    return;
   end if;
   execute format('lock table %s in row exclusive mode', v_name);
   if v_class.relkind = 'p' then

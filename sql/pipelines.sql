@@ -236,7 +236,10 @@ begin
         union all
         select i.inhrelid from down join pg_inherits i on i.inhparent = down.oid
       )
-      select c.oid from down d join pg_class c on c.oid = d.oid where c.relkind = 'r' and c.relreplident <> 'f' order by c.oid
+      -- Of a partitioned table, the root says what of a partition's old row is sent.
+      select c.oid from down d join pg_class c on c.oid = d.oid
+      where c.relreplident <> 'f' and (c.relkind = 'r' or c.oid = source_relation)
+      order by c.oid
     loop
       raise warning using
         message = format('old values of %s: only its key, as its replica identity is not full', sequin._table_name(v_relation)),
@@ -289,7 +292,6 @@ begin
       hint = 'Name one: where there is none of that name, it is made.';
   end if;
   v_path := pg_catalog.parse_ident(event_table);
-  v_event := pg_catalog.to_regclass(event_table);
   if pg_catalog.cardinality(v_path) > 2 or pg_catalog.octet_length(v_path[pg_catalog.cardinality(v_path)]) > 63 then
     raise invalid_parameter_value using
       message = pg_catalog.format('event table "%s": this is no name of a table', event_table),
@@ -297,6 +299,7 @@ begin
   elsif pg_catalog.cardinality(v_path) = 1 then
     v_path := array[pg_catalog.current_schema()::pg_catalog.text, v_path[1]];
   end if;
+  v_event := pg_catalog.to_regclass(event_table);
   if v_event is null and v_path[1] in ('sequin', 'pg_catalog', 'information_schema', 'pg_temp') then
     raise invalid_parameter_value using
       message = pg_catalog.format('event table "%s" would be in a schema that is not yours', event_table),

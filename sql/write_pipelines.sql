@@ -26,7 +26,7 @@ begin
       raise undefined_table using
         message = format('event table %I.%I does not exist any more', p.event_schema, p.event_name),
         hint = sequin._event_table_sql(p.event_schema, p.event_name, p.retention is not null) || ';';
-    elsif not sequin._is_trusted(v_owner) and not exists (
+    elsif not pg_has_role(v_owner, current_user, 'usage') and not exists (
         select from sequin.source_table t
         join pg_class c on c.oid = t.relation_oid
         where t.id = p.table_id and has_table_privilege(v_owner, c.oid, 'select')
@@ -88,17 +88,22 @@ begin
 end $$;
 
 -- What a pipeline has to come to next: where it stands, the rows of the log from one seq to another, of which the first
--- is there; and where the log ends. No row where there is nothing. One segment of the log at a time.
-create or replace function sequin._pipeline_next(p sequin.pipeline, max_rows bigint)
-returns table (step bigint, passed bigint, written bigint, from_seq bigint, upto_seq bigint, head_seq bigint, head_total bigint)
-language sql
+-- is there; and where the log ends. step is null where there is nothing. One segment of the log at a time. Like the rest of what
+-- is called for each few rows, it is in plpgsql, whose plans are kept.
+create or replace function sequin._pipeline_next(
+  p sequin.pipeline, max_rows bigint, out step bigint, out passed bigint, out written bigint, out from_seq bigint,
+  out upto_seq bigint, out head_seq bigint, out head_total bigint
+)
+language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
-  select v.step, v.passed, v.written, l.seq, least(g.last_seq, l.seq + max_rows - 1, sequin._segment_end(l.seq) - 1), g.last_seq,
-         y.total
+begin
+  select v.step, v.passed, v.written, l.seq, least(g.last_seq, l.seq + max_rows - 1, (((l.seq >> 32) + 1) << 32) - 1), g.last_seq, y.total
+    into step, passed, written, from_seq, upto_seq, head_seq, head_total
   from sequin.source_table t
   cross join lateral (
     select v.* from sequin.pipeline_progress v where v.pipeline_id = p.id order by v.step desc limit 1) v
@@ -108,8 +113,8 @@ as $$
     select l.seq from sequin.log l where l.route_id = p.table_id and l.seq > v.seq order by l.seq limit 1) l
   cross join lateral (
     select y.total from sequin.tally y where y.route_id = p.table_id order by y.seq desc limit 1) y
-  where t.id = p.table_id
-$$;
+  where t.id = p.table_id;
+end $$;
 
 create or replace function sequin.bridge_pipeline(pipeline_id int, max_rows bigint)
 returns boolean
@@ -134,7 +139,7 @@ begin
   if p.id is null or p.paused_at is not null or not sequin._start_pipeline(p) then
     return false;
   end if;
-  select * into v_next from sequin._pipeline_next(p, max_rows);
+  v_next := sequin._pipeline_next(p, max_rows);
   if v_next.step is null then
     return false;
   end if;
@@ -158,7 +163,7 @@ begin
     from %s l
     where l.route_id = $3 and l.seq between $4 and $5 and l.action = any ($6)
       -- and here goes p.filter, compiled: over l, a row of the log
-    order by l.seq $insert$, sequin._table_name(v_relation), v_log)
+    order by l.seq $insert$, v_relation::regclass, v_log)
     using (select s.database_id from sequin.source s where s.id = v_table.source_id), v_table.relation_oid::bigint, p.table_id,
       v_next.from_seq, v_next.upto_seq, array(select left(a.action, 1)::"char" from unnest(p.actions) a(action));
   get diagnostics v_count = row_count;

@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	pipelinesEvery = time.Second           // a look at which pipelines there are, and what was left behind
-	writeEvery     = 50 * time.Millisecond // a pipeline writes what has come in between at once
+	pipelinesEvery = time.Second            // a look at which pipelines there are, and what was left behind
+	writeEvery     = 100 * time.Millisecond // a pipeline writes what has come in between at once
 
 	// A pipeline writes so many rows of the log in a transaction as take about this long, wide as they are and whatever
 	// the table's triggers do.

@@ -36,16 +36,16 @@ func beside(db *pgtest.DB) (count func() int, check func()) {
 		}
 	}()
 	return func() int {
-		return pgtest.Value[int](db, `select rows_written from sequin.pipeline_status where name = 'busy'`)
-	}, func() {
-		close(stop)
-		<-stopped
-		n := int(written.Load())
-		awaitCount(db, "busy_events", n)
-		if got := len(pgtest.Column[int64](db, `select seq from sequin.pop('busy', 10000, '10s')`)); got != n {
-			db.Errorf("the consumer beside it got %d of %d messages", got, n)
+			return pgtest.Value[int](db, `select rows_written from sequin.pipeline_status where name = 'busy'`)
+		}, func() {
+			close(stop)
+			<-stopped
+			n := int(written.Load())
+			awaitCount(db, "busy_events", n)
+			if got := len(pgtest.Column[int64](db, `select seq from sequin.pop('busy', 10000, '10s')`)); got != n {
+				db.Errorf("the consumer beside it got %d of %d messages", got, n)
+			}
 		}
-	}
 }
 
 // Whatever is wrong with an event table holds back its pipeline alone, is said with what mends it, and mended it goes on where it
