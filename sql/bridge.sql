@@ -175,10 +175,10 @@ set search_path = pg_catalog, pg_temp
 as $$
   select t.relation_oid::bigint, t.id, t.key_columns
   from sequin.source_table t
-  where t.source_id = $1 and exists (select from sequin.stream_table st where st.table_id = t.id)
+  where t.source_id = $1 and sequin._is_captured(t.id)
 $$;
 comment on function sequin.bridge_tables(int) is
-'For the bridge: which relations of a source are streamed, under which route, and by what key.';
+'For the bridge: which relations of a source are captured, under which route, and by what key.';
 
 -- A relation as the stream describes it now: keeps names and key up with renames and new primary keys. Local tables.
 create or replace function sequin.bridge_relation(source_id int, relation_oid bigint, schema_name text, table_name text)

@@ -69,16 +69,18 @@ begin
   end loop;
 
   return query
-    select format('gap in %s', coalesce('consumer ' || c.name, 'source ' || s.name)), 'error',
+    select format('gap in %s', coalesce('consumer ' || c.name, 'pipeline ' || p.name, 'source ' || s.name)), 'error',
            format('lost %s: %s',
-             case when g.consumer_id is null
+             case when g.from_seq is null
                then format('changes from %s to %s', g.from_lsn, coalesce(g.to_lsn::text, 'now'))
                else format('messages %s to %s', g.from_seq, g.to_seq) end, g.reason),
-           case when g.consumer_id is null then format('select sequin.accept_gap(%L);', s.name)
+           case when g.consumer_id is null and g.pipeline_id is null then format('select sequin.accept_gap(%L);', s.name)
+                when g.pipeline_id is not null then format('select sequin.accept_gap(%L, pipeline => %L);', s.name, p.name)
                 else format('select sequin.accept_gap(%L, %L);', s.name, c.name) end
     from sequin.gap g
     join sequin.source s on s.id = g.source_id
     left join sequin.consumer c on c.id = g.consumer_id
+    left join sequin.pipeline p on p.id = g.pipeline_id
     where g.accepted_at is null
     order by g.id;
 
@@ -99,7 +101,7 @@ begin
            format('alter publication %I add table %I.%I;', s.publication_name, t.schema_name, t.table_name)
     from sequin.source_table t
     join sequin.source s on s.id = t.source_id and s.conninfo is null
-    where exists (select from sequin.stream_table st where st.table_id = t.id)
+    where sequin._is_captured(t.id)
       and exists (select from pg_class k where k.oid = t.relation_oid)
       and not exists (
         select from pg_publication p join pg_publication_rel r on r.prpubid = p.oid
@@ -116,6 +118,27 @@ begin
     from sequin.consumer c
     join sequin.consumer_status d on d.name = c.name
     order by c.name;
+
+  return query
+    select format('pipeline %s', d.name),
+           case when d.state = 'error' and d.error_code <> '55P03' or k.oid is null then 'error'
+                when d.state = 'error' or d.retention_error is not null or d.lag_seconds > extract(epoch from v_setting.keep) then 'warning'
+                else 'ok' end,
+           case when d.state = 'error' then format('%s (%s): %s pending', d.error, d.error_code, d.pending)
+                when k.oid is null then format('table %s was dropped, and the pipeline has no more of it: %s pending', d.source_table, d.pending)
+                when d.retention_error is not null then format('old partitions are not dropped: %s', d.retention_error)
+                else format('%s pending, %s written%s', d.pending, d.rows_written, case when d.state = 'paused' then ', paused' else '' end) end,
+           case when d.state = 'error' then d.error_hint
+                when k.oid is null then format('select sequin.drop_pipeline(%L); and make it anew, if the table is back.', d.name)
+                when d.retention_error is not null then format('It is tried again every few seconds. Look at event table %s.', d.event_table)
+                when d.lag_seconds > extract(epoch from v_setting.keep)
+                  then format('It is %s behind, and the log is kept for it.', justify_interval(make_interval(secs => round(d.lag_seconds)))) end
+    from sequin.pipeline_status d
+    join sequin.pipeline p on p.name = d.name
+    join sequin.source_table t on t.id = p.table_id
+    join sequin.source s on s.id = t.source_id
+    left join pg_class k on k.oid = t.relation_oid or s.conninfo is not null and k.oid = 'pg_class'::regclass
+    order by d.name;
 
   return query
     select 'log'::text,

@@ -31,6 +31,10 @@ ack.sql
 pop.sql
 dead_letters.sql
 feeds.sql
+event_tables.sql
+partitions.sql
+pipelines.sql
+write_pipelines.sql
 retention.sql
 bridge.sql
 upkeep.sql

@@ -44,41 +44,6 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$ begin perform sequin._not_yet('sync'); end $$;
 comment on function sequin.sync(text, text, int, interval) is 'Not in this version: 0A000.';
 
-create or replace function sequin.create_pipeline(
-  name text,
-  source_table text,
-  event_table text,
-  actions text[] default '{insert,update,delete}',
-  filter text default null,
-  retention interval default null,
-  if_not_exists boolean default false
-)
-returns text language plpgsql set search_path = pg_catalog, pg_temp
-as $$ begin perform sequin._not_yet('change capture into an event log table'); return null; end $$;
-comment on function sequin.create_pipeline(text, text, text, text[], text, interval, boolean) is 'Not in this version: 0A000.';
-
-create or replace function sequin.alter_pipeline(
-  name text, actions text[] default null, filter text default null, retention interval default null
-)
-returns text language plpgsql set search_path = pg_catalog, pg_temp
-as $$ begin perform sequin._not_yet('change capture into an event log table'); return null; end $$;
-comment on function sequin.alter_pipeline(text, text[], text, interval) is 'Not in this version: 0A000.';
-
-create or replace function sequin.drop_pipeline(name text, if_exists boolean default false)
-returns text language plpgsql set search_path = pg_catalog, pg_temp
-as $$ begin perform sequin._not_yet('change capture into an event log table'); return null; end $$;
-comment on function sequin.drop_pipeline(text, boolean) is 'Not in this version: 0A000.';
-
-create or replace function sequin.pause_pipeline(name text)
-returns text language plpgsql set search_path = pg_catalog, pg_temp
-as $$ begin perform sequin._not_yet('change capture into an event log table'); return null; end $$;
-comment on function sequin.pause_pipeline(text) is 'Not in this version: 0A000.';
-
-create or replace function sequin.resume_pipeline(name text)
-returns text language plpgsql set search_path = pg_catalog, pg_temp
-as $$ begin perform sequin._not_yet('change capture into an event log table'); return null; end $$;
-comment on function sequin.resume_pipeline(text) is 'Not in this version: 0A000.';
-
 create or replace function sequin.create_webhook(
   name text,
   stream text,

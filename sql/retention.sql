@@ -1,4 +1,4 @@
--- How long the log is kept: as long as its slowest consumer needs it, and as the retention says, whichever is longer.
+-- How long the log is kept: as long as its slowest consumer or pipeline needs it, and as the retention says, whichever is longer.
 -- Only an explicit max_bytes cuts that short, and each consumer that loses messages by it has that on record.
 
 create or replace function sequin.set_retention(keep interval, max_bytes bigint default null)
@@ -190,6 +190,7 @@ declare
   v_end bigint;
   v_is_full boolean;
   c sequin.consumer;
+  p sequin.pipeline;
 begin
   select * into v_setting from sequin.setting;
   select * into v_oldest from sequin.log_segment s
@@ -216,6 +217,19 @@ begin
       perform sequin._skip(c, v_end, format('the log reached its limit of %s bytes', v_setting.max_bytes));
     end if;
   end loop;
+  for p in
+    select n.* from sequin.pipeline n
+    join sequin.source_table t on t.id = n.table_id
+    where t.source_id = bridge_retain.source_id
+    order by n.id
+  loop
+    if sequin._pipeline_position(p) < v_end then
+      if not v_is_full then
+        return null;
+      end if;
+      perform sequin._skip_pipeline(p, v_end, format('the log reached its limit of %s bytes', v_setting.max_bytes));
+    end if;
+  end loop;
   perform sequin._drop_segment(v_oldest.id);
   return v_oldest.id;
 end $$;
@@ -223,7 +237,7 @@ comment on function sequin.bridge_retain(int) is
 'For the bridge, every few seconds: drops the oldest segment of the log, if it may go. Returns its id, or null.';
 
 -- Marks the holes in the log, or in a consumer, as known. A source whose slot was lost goes on from a new one then.
-create or replace function sequin.accept_gap(source text default 'local', consumer text default null)
+create or replace function sequin.accept_gap(source text default 'local', consumer text default null, pipeline text default null)
 returns bigint
 language plpgsql
 security definer
@@ -232,6 +246,7 @@ as $$
 declare
   v_source sequin.source;
   v_consumer_id int;
+  v_pipeline_id int;
   v_count bigint;
 begin
   select * into v_source from sequin.source s where s.name = source;
@@ -243,17 +258,22 @@ begin
   if consumer is not null then
     v_consumer_id := (sequin._consumer(consumer)).id;
   end if;
+  if pipeline is not null then
+    v_pipeline_id := (sequin._pipeline(pipeline)).id;
+  end if;
   update sequin.gap g set accepted_at = clock_timestamp()
   where g.source_id = v_source.id and g.accepted_at is null
-    and (accept_gap.consumer is null and g.consumer_id is null or g.consumer_id = v_consumer_id);
+    and (num_nulls(consumer, pipeline) = 2 and num_nulls(g.consumer_id, g.pipeline_id) = 2
+         or g.consumer_id = v_consumer_id or g.pipeline_id = v_pipeline_id);
   get diagnostics v_count = row_count;
   return v_count;
 end $$;
-comment on function sequin.accept_gap(text, text) is
+comment on function sequin.accept_gap(text, text, text) is
 'Says that a hole is known: changes that were lost and will not come back. Until then health() shows an error, and a
 source whose slot was lost, or is not where it was left, is not captured.
 
 source    whose log; default: this database''s
 consumer  instead, of this consumer only
+pipeline  instead, of this pipeline only
 
-Returns how many gaps were accepted. Errors: 42704 unknown source or consumer.';
+Returns how many gaps were accepted. Errors: 42704 unknown source, consumer or pipeline.';

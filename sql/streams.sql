@@ -339,7 +339,6 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_stream sequin.stream;
-  v_table record;
 begin
   if if_exists and not exists (select from sequin.stream s where s.name = drop_stream.name) then
     return 'absent';
@@ -352,21 +351,11 @@ begin
               from sequin.consumer c where c.stream_id = v_stream.id);
   end if;
   delete from sequin.stream s where s.id = v_stream.id;
-  for v_table in
-    select t.*, p.pubname
-    from sequin.source_table t
-    join sequin.source s on s.id = t.source_id
-    join pg_publication p on p.pubname = s.publication_name
-    join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = t.relation_oid
-    where t.source_id = v_stream.source_id
-      and not exists (select from sequin.stream_table st where st.table_id = t.id)
-  loop
-    execute format('alter publication %I drop table %s', v_table.pubname, sequin._table_name(v_table.relation_oid));
-  end loop;
+  perform sequin._unpublish(v_stream.source_id);
   return 'dropped';
 end $$;
 comment on function sequin.drop_stream(text, boolean) is
-'Drops a stream, and takes tables that no other stream needs out of the publication.
+'Drops a stream, and takes tables that no other stream or pipeline needs out of the publication.
 
 Returns dropped, or absent where if_exists is true and there was none.
 Errors: 42704 unknown stream, 55000 it has consumers: drop them first.';

@@ -167,7 +167,10 @@ begin
     select t.id, (select max(y.seq) from sequin.tally y where y.route_id = t.id) as newest
     from sequin.source_table t where t.source_id = bridge_trim_source.source_id) n
   where y.route_id = n.id and y.seq < n.newest
-    and not exists (select from sequin.consumer c where c.start_seq is null and c.start_base <= y.seq);
+    and not exists (select from sequin.consumer c where c.start_seq is null and c.start_base <= y.seq)
+    and not exists (
+      select from sequin.pipeline p
+      where p.start_base <= y.seq and not exists (select from sequin.pipeline_progress v where v.pipeline_id = p.id));
   return v_step;
 end $$;
 comment on function sequin.bridge_trim_source(int, bigint) is

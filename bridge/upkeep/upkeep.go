@@ -32,6 +32,8 @@ type Upkeep struct {
 	lastSeq atomic.Int64
 	news    news
 
+	pipelines *pipelines
+
 	bounds      map[int32][]int64 // of consumers: see bridge_trim
 	sourceBound *int64
 }
@@ -42,6 +44,7 @@ func New(pool *pgxpool.Pool, log *slog.Logger, sourceID, segment int32, lastSeq 
 		pool: pool, log: log.With("component", "upkeep"), sourceID: sourceID,
 		news: news{wake: make(chan struct{}, 1)}, bounds: map[int32][]int64{},
 	}
+	u.pipelines = &pipelines{Upkeep: u, running: map[int32]*pipeline{}, failing: make(chan struct{}, pipelineConnections/2)}
 	u.segment.Store(segment)
 	u.lastSeq.Store(lastSeq)
 	return u
@@ -54,6 +57,7 @@ func (u *Upkeep) Segment() int32 { return u.segment.Load() }
 func (u *Upkeep) Written(lastSeq int64, routes []int32) {
 	u.lastSeq.Store(lastSeq)
 	u.news.add(routes)
+	u.pipelines.written(routes)
 }
 
 // Run looks after the source until the context ends.
@@ -61,6 +65,8 @@ func (u *Upkeep) Run(ctx context.Context) {
 	u.news.add(nil) // what has been left behind
 	var parts sync.WaitGroup
 	parts.Go(func() { u.dispatch(ctx) })
+	parts.Go(func() { u.pipelines.run(ctx) })
+	parts.Go(func() { u.every(ctx, "retain event tables", retainEvery, u.retainPipelines) })
 	parts.Go(func() { u.every(ctx, "tend consumers", tendEvery, u.tend) })
 	parts.Go(func() { u.every(ctx, "trim", trimEvery, u.trim) })
 	parts.Go(func() { u.every(ctx, "retain the log", retainEvery, u.retain) })

@@ -35,6 +35,7 @@ var benchmarks = []benchmark{
 	{"quiet", "a receive from a quiet table beside a busy one, and without that", runQuiet},
 	{"isolation", "a consumer's rate beside one in trouble, and beside one that is well", runIsolation},
 	{"capture", "source commits to log rows, beside PostgreSQL's own logical replication into a second database", runCapture},
+	{"pipeline", "capture with a pipeline and two consumers on the table, and pgbench's own rate with pipelines on its tables, beside PostgreSQL's own logical replication of the same", runPipeline},
 	{"consumers", "capture with ten consumers on the stream, beside one", runConsumers},
 	{"latency", "from a commit to the message's arrival at a waiting worker, at 200 transactions a second", runLatency},
 	{"latency_native", "the same at 1,000 transactions a second, beside PostgreSQL's own logical replication", runLatencyNative},

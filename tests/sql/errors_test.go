@@ -122,17 +122,13 @@ func TestErrors(t *testing.T) {
 		{`select sequin.set_retention('-1 day')`, "22023", "keep", ""},
 		{`select sequin.set_retention('1 day', 1)`, "22023", "max_bytes", ""},
 		{`select sequin.accept_gap('loca')`, "42704", `"loca"`, `"local"`},
+		{`select sequin.accept_gap(pipeline => 'audit')`, "42704", `"audit"`, "create_pipeline"},
 
 		{`select sequin.rewind('mailer', to_seq => 1)`, "0A000", "rewind", ""},
 		{`select sequin.backfill('mailer')`, "0A000", "backfill", ""},
 		{`select sequin.cancel_backfill(1)`, "0A000", "backfill", ""},
 		{`select sequin.republish('mailer', 'select 1')`, "0A000", "republish", ""},
 		{`select * from sequin.sync('orders')`, "0A000", "sync", ""},
-		{`select sequin.create_pipeline('p', 'orders', 'orders_events')`, "0A000", "", ""},
-		{`select sequin.alter_pipeline('p')`, "0A000", "", ""},
-		{`select sequin.drop_pipeline('p')`, "0A000", "", ""},
-		{`select sequin.pause_pipeline('p')`, "0A000", "", ""},
-		{`select sequin.resume_pipeline('p')`, "0A000", "", ""},
 		{`select sequin.create_webhook('w', 'orders', 'http://127.0.0.1')`, "0A000", "", ""},
 		{`select sequin.create_source('far', 'env:FAR')`, "0A000", "", ""},
 	} {

@@ -10,7 +10,7 @@ import (
 // What users call, to the letter: names, arguments, defaults and results are a promise. An argument or a column more is
 // at the end; anything else breaks somebody's program.
 const publicFunctions = `
-accept_gap(source text default 'local', consumer text default null) returns bigint
+accept_gap(source text default 'local', consumer text default null, pipeline text default null) returns bigint
 ack(consumer text, ack_ids bigint[]) returns bigint
 alter_consumer(name text, filter text default null, transform text default null, actions text[] default null, group_by text[] default null, start_at text default null, start_row text default null, ack_wait interval default null, max_deliver integer default null, max_ack_pending integer default null, backoff interval default null, max_backoff interval default null) returns text
 alter_pipeline(name text, actions text[] default null, filter text default null, retention interval default null) returns text

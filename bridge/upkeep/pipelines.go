@@ -1,0 +1,252 @@
+package upkeep
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgerrcode"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+const (
+	pipelinesEvery = time.Second            // a look at which pipelines there are, and what was left behind
+	writeEvery     = 100 * time.Millisecond // a pipeline writes what has come in between at once
+
+	// A pipeline writes so many rows of the log in a transaction as take about this long, wide as they are and whatever
+	// the table's triggers do.
+	writeTime           = 250 * time.Millisecond
+	minRows, maxRows    = 1, 1 << 20
+	firstRows           = 10_000
+	pipelineConnections = 8
+
+	minRetry = 500 * time.Millisecond
+	maxRetry = 10 * time.Second
+)
+
+// pipelines writes events, each pipeline by itself: one that fails, or waits for a lock, delays no other.
+type pipelines struct {
+	*Upkeep
+	pool *pgxpool.Pool // of their own: whatever they wait for, consumers do not
+
+	mu      sync.Mutex
+	running map[int32]*pipeline
+
+	// Those whose last try has failed share few of the connections.
+	failing chan struct{}
+}
+
+// pipeline is one that is written for.
+type pipeline struct {
+	id        int32
+	route     int32
+	changedAt time.Time
+	stop      context.CancelFunc
+	wake      chan struct{} // there is something new
+	retry     chan struct{} // somebody has changed it
+}
+
+// write takes note of new rows of the log.
+func (p *pipelines) written(routes []int32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, n := range p.running {
+		for _, r := range routes {
+			if r == n.route {
+				n.poke(n.wake)
+			}
+		}
+	}
+}
+
+func (*pipeline) poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// run writes for whatever pipelines there are until the context ends.
+func (p *pipelines) run(ctx context.Context) {
+	config := p.Upkeep.pool.Config()
+	config.MaxConns = pipelineConnections
+	config.ConnConfig.RuntimeParams["application_name"] = "sequin pipelines"
+	// Nothing is confirmed on the strength of it: what a crash takes is written again, with how far it had got.
+	config.ConnConfig.RuntimeParams["synchronous_commit"] = "off"
+	config.ConnConfig.RuntimeParams["jit"] = "off"
+	pool, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		p.warn(ctx, "open pool", err)
+		return
+	}
+	defer pool.Close()
+	p.pool = pool
+	var parts sync.WaitGroup
+	p.every(ctx, "look at pipelines", pipelinesEvery, func(ctx context.Context) error { return p.look(ctx, &parts) })
+	parts.Wait()
+}
+
+// look starts and stops pipelines as there are, and wakes those that have something to write.
+func (p *pipelines) look(ctx context.Context, parts *sync.WaitGroup) error {
+	rows, err := p.Upkeep.pool.Query(ctx, `select pipeline_id, route_id, changed_at, is_behind from sequin.bridge_pipelines($1)
+		where not is_paused`, p.sourceID)
+	if err != nil {
+		return fmt.Errorf("read pipelines: %w", err)
+	}
+	type state struct {
+		ID, Route int32
+		ChangedAt time.Time
+		IsBehind  bool
+	}
+	states, err := pgx.CollectRows(rows, pgx.RowToStructByPos[state])
+	if err != nil {
+		return fmt.Errorf("read pipelines: %w", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	there := map[int32]bool{}
+	for _, s := range states {
+		there[s.ID] = true
+		n := p.running[s.ID]
+		if n == nil {
+			n = &pipeline{id: s.ID, route: s.Route, changedAt: s.ChangedAt, wake: make(chan struct{}, 1), retry: make(chan struct{}, 1)}
+			p.running[s.ID] = n
+			var running context.Context
+			running, n.stop = context.WithCancel(ctx)
+			parts.Go(func() { p.follow(running, n) })
+		}
+		if !s.ChangedAt.Equal(n.changedAt) {
+			n.changedAt = s.ChangedAt
+			n.poke(n.retry)
+		}
+		if s.IsBehind {
+			n.poke(n.wake)
+		}
+	}
+	for id, n := range p.running {
+		if !there[id] {
+			n.stop()
+			delete(p.running, id)
+		}
+	}
+	return nil
+}
+
+// follow writes what comes, until the context ends.
+func (p *pipelines) follow(ctx context.Context, n *pipeline) {
+	rows, retry := int64(firstRows), time.Duration(0)
+	for {
+		var began time.Time
+		isBehind := true
+		for isBehind {
+			began = time.Now()
+			var err error
+			isBehind, err = p.write(ctx, n, rows, retry > 0)
+			took := time.Since(began)
+			switch {
+			case ctx.Err() != nil:
+				return
+			case err != nil:
+				p.report(ctx, n, err)
+				if took > 10*writeTime {
+					rows = max(rows/16, minRows)
+				}
+				retry = min(max(2*retry, minRetry), maxRetry)
+				select {
+				case <-ctx.Done():
+					return
+				case <-n.retry:
+				case <-time.After(retry):
+				}
+				isBehind = true
+			default:
+				retry = 0
+				if took > 2*writeTime {
+					rows = max(rows/2, minRows)
+				} else if isBehind && took < writeTime/2 {
+					rows = min(rows*2, maxRows)
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(writeEvery - time.Since(began)):
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.wake:
+		}
+	}
+}
+
+// write writes a pipeline's next events. Whether there may be more.
+func (p *pipelines) write(ctx context.Context, n *pipeline, rows int64, isFailing bool) (isBehind bool, err error) {
+	if isFailing {
+		select {
+		case <-ctx.Done():
+			return false, ctx.Err()
+		case p.failing <- struct{}{}:
+			defer func() { <-p.failing }()
+		}
+	}
+	err = p.pool.QueryRow(ctx, `select sequin.bridge_pipeline($1, $2)`, n.id, rows).Scan(&isBehind)
+	return isBehind, err
+}
+
+// report puts a pipeline's failure where its view and health() show it. One of the connection's is not the pipeline's.
+func (p *pipelines) report(ctx context.Context, n *pipeline, err error) {
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) || pgerrcode.IsOperatorIntervention(pgErr.Code) && pgErr.Code != pgerrcode.QueryCanceled {
+		p.warn(ctx, "write for a pipeline", err)
+		return
+	}
+	if pgErr.Code == pgerrcode.SerializationFailure || pgErr.Code == pgerrcode.DeadlockDetected {
+		return
+	}
+	var isNew bool
+	err = p.Upkeep.pool.QueryRow(ctx, `select sequin.bridge_pipeline_error($1, $2, $3, $4, $5, false)`,
+		n.id, pgErr.Code, pgErr.Message, pgErr.Hint, pgErr.ConstraintName).Scan(&isNew)
+	if err != nil {
+		p.warn(ctx, "record why a pipeline does not go on", err)
+	} else if isNew {
+		p.log.Warn("a pipeline does not go on: trying again", "pipeline", n.id, "err", pgErr)
+	}
+}
+
+// retain drops what pipelines keep for longer than they should.
+func (u *Upkeep) retainPipelines(ctx context.Context) error {
+	rows, err := u.pool.Query(ctx, `select pipeline_id from sequin.bridge_pipelines($1) where has_retention`, u.sourceID)
+	if err != nil {
+		return err
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[int32])
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		var dropped int64
+		err := u.pool.QueryRow(ctx, `select sequin.bridge_pipeline_retain($1)`, id).Scan(&dropped)
+		var pgErr *pgconn.PgError
+		var why *string
+		switch {
+		case errors.As(err, &pgErr) && pgErr.Code == pgerrcode.LockNotAvailable:
+			continue
+		case pgErr != nil:
+			why = &pgErr.Message
+		case err != nil:
+			return err
+		case dropped > 0:
+			u.log.Info("dropped old partitions of an event table", "pipeline", id, "count", dropped)
+		}
+		if _, err := u.pool.Exec(ctx, `select sequin.bridge_pipeline_error($1, null, $2, null, null, true)`, id, why); err != nil {
+			u.warn(ctx, "record why old partitions are not dropped", err)
+		}
+	}
+	return nil
+}

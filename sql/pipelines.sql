@@ -1,0 +1,513 @@
+-- Pipelines: each change of a table, into an event log table of the user's. How they write is in write_pipelines.sql.
+
+-- The pipeline of that name. 42704 if there is none.
+create or replace function sequin._pipeline(name text)
+returns sequin.pipeline
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_pipeline sequin.pipeline;
+begin
+  select * into v_pipeline from sequin.pipeline p where p.name = _pipeline.name;
+  if not found then
+    raise undefined_object using
+      message = format('pipeline "%s" does not exist', name),
+      hint = sequin._did_you_mean(name, array(select p.name from sequin.pipeline p),
+        'Make it with sequin.create_pipeline(name, source_table, event_table), or list those there are: select * from sequin.pipelines;');
+  end if;
+  return v_pipeline;
+end $$;
+
+-- The advisory lock of a pipeline: whoever writes for it holds it, and whoever changes it.
+create or replace function sequin._pipeline_key(pipeline_id int)
+returns bigint
+language sql
+immutable
+as $$
+  select pg_catalog.hashtextextended(pipeline_id::text, 7190237)
+$$;
+
+-- A pipeline as it is, once nobody writes for it; nobody does before the caller commits.
+create or replace function sequin._hold_pipeline(name text)
+returns sequin.pipeline
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_pipeline sequin.pipeline := sequin._pipeline(name);
+  v_void text;
+begin
+  v_void := pg_advisory_xact_lock(sequin._pipeline_key(v_pipeline.id));
+  return sequin._pipeline(name);
+end $$;
+
+-- Whether a table's changes are wanted: a stream or a pipeline has it.
+create or replace function sequin._is_captured(table_id int)
+returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select exists (select from sequin.stream_table t where t.table_id = $1)
+      or exists (select from sequin.pipeline p where p.table_id = $1)
+$$;
+
+-- Takes the tables of a source that nothing needs any more out of its publication.
+create or replace function sequin._unpublish(source_id int)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_table record;
+begin
+  for v_table in
+    select t.relation_oid, p.pubname
+    from sequin.source_table t
+    join sequin.source s on s.id = t.source_id
+    join pg_publication p on p.pubname = s.publication_name
+    join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = t.relation_oid
+    where t.source_id = _unpublish.source_id and not sequin._is_captured(t.id)
+  loop
+    execute format('alter publication %I drop table %s', v_table.pubname, sequin._table_name(v_table.relation_oid));
+  end loop;
+end $$;
+
+-- Checks a pipeline's options, whether it is about to be created or altered. 22023 names the bad one.
+create or replace function sequin._check_pipeline(p sequin.pipeline)
+returns void
+language plpgsql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p.actions is null or cardinality(p.actions) = 0 or not p.actions <@ '{insert,update,delete,truncate}'::text[] then
+    raise invalid_parameter_value using
+      message = format('pipeline "%s": actions is %s', p.name, coalesce(p.actions::text, 'null')),
+      hint = 'One or more of insert, update, delete, truncate.';
+  elsif p.retention < '1 second' then
+    raise invalid_parameter_value using
+      message = format('pipeline "%s": retention is %s', p.name, p.retention),
+      hint = 'An interval of a second or more: how long events are kept; left out: for good.';
+  elsif p.filter is not null then
+    raise feature_not_supported using
+      message = format('pipeline "%s": filter is not in this version', p.name),
+      hint = 'Leave it out.';
+  end if;
+end $$;
+
+-- Checks who asks, and what is asked, of the event table: 42501 unless the caller may write to it, and, where old
+-- partitions are dropped, owns it.
+create or replace function sequin._check_event_table(p sequin.pipeline)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_caller name := sequin._caller();
+  v_name text := sequin._table_name(p.event_relation);
+  v_owner oid := (select c.relowner from pg_class c where c.oid = p.event_relation);
+  v_problem record;
+begin
+  select * into v_problem from sequin._event_table_problem(p.event_relation, p.retention is not null);
+  if found then
+    raise exception using errcode = v_problem.code, message = v_problem.message, hint = v_problem.hint;
+  end if;
+  if not has_table_privilege(v_caller, p.event_relation, 'insert') then
+    raise insufficient_privilege using
+      message = format('role %I may not insert into event table %s', v_caller, v_name),
+      hint = format('grant insert on %s to %I;', v_name, v_caller);
+  elsif p.retention is not null and not pg_has_role(v_caller, v_owner, 'usage') then
+    raise insufficient_privilege using
+      message = format('event table %s is not owned by %I, and a retention drops its old partitions', v_name, v_caller),
+      hint = format('Leave retention out, or let %I make the pipeline.', pg_get_userbyid(v_owner));
+  end if;
+  perform sequin._check_event_rights(p.event_relation);
+end $$;
+
+-- 22023 if what a pipeline writes would come back to it, by itself or by way of others.
+create or replace function sequin._check_circle(p sequin.pipeline)
+returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if exists (
+       with recursive onward(relation) as (
+         select p.event_relation
+         union
+         select n.event_relation
+         from onward o
+         join sequin.source_table t on t.relation_oid = o.relation
+         join sequin.source s on s.id = t.source_id and s.conninfo is null
+         join sequin.pipeline n on n.table_id = t.id
+       )
+       select from onward o
+       join sequin.source_table t on t.id = p.table_id
+       join sequin.source s on s.id = t.source_id and s.conninfo is null
+       where o.relation = t.relation_oid) then
+    raise invalid_parameter_value using
+      message = format('pipeline "%s" would capture what it writes itself', p.name),
+      hint = 'Give it another event table.';
+  end if;
+end $$;
+
+-- Makes a pipeline. See create_pipeline, which has resolved the names as its caller sees them. Null: the event table is
+-- to be made first, and then it is called again.
+create or replace function sequin._create_pipeline(
+  name text, source_relation oid, event_relation oid, event_schema text, event_name text, actions text[], filter text,
+  retention interval, if_not_exists boolean
+)
+returns text
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_source sequin.source;
+  v_old sequin.pipeline;
+  v_new sequin.pipeline;
+  v_relation oid;
+begin
+  perform sequin._check_name('pipeline', name);
+  v_new.name := name;
+  v_new.filter := filter;
+  v_new.retention := retention;
+  v_new.actions := actions;
+  perform sequin._check_pipeline(v_new);
+  v_new.actions := array(select distinct a.action from unnest(actions) a(action) order by a.action);
+  perform sequin._require_select(source_relation);
+  select * into v_source from sequin.source s where s.conninfo is null;
+
+  -- Two that make the same pipeline at once: the second waits here, and then finds it made.
+  perform pg_advisory_xact_lock(hashtextextended('sequin.create_pipeline', 7190235));
+  select * into v_old from sequin.pipeline p where p.name = _create_pipeline.name;
+  if found then
+    if if_not_exists
+       and exists (select from sequin.source_table t
+                   where t.id = v_old.table_id and t.source_id = v_source.id and t.relation_oid = source_relation)
+       and (v_old.event_relation = event_relation or (v_old.event_schema, v_old.event_name) = (event_schema, event_name))
+       and (v_old.actions, v_old.filter, v_old.retention) is not distinct from (v_new.actions, v_new.filter, v_new.retention) then
+      return 'unchanged';
+    end if;
+    raise duplicate_object using
+      message = format('pipeline "%s" exists already%s', name, case when if_not_exists then ', and is another one' else '' end),
+      hint = case when if_not_exists
+        then format('select * from sequin.pipelines where name = %L; shows it, sequin.alter_pipeline(%L, …) changes it.', name, name)
+        else 'if_not_exists => true makes the same definition a no-op.' end;
+  end if;
+  perform sequin._check_table(source_relation);
+  if event_relation is null then
+    return null;
+  end if;
+  select c.oid, n.nspname, c.relname into v_new.event_relation, v_new.event_schema, v_new.event_name
+  from pg_class c join pg_namespace n on n.oid = c.relnamespace
+  where c.oid = _create_pipeline.event_relation;
+  perform sequin._check_event_table(v_new);
+
+  perform sequin._publish(v_source, source_relation);
+  insert into sequin.source_table (source_id, relation_oid, schema_name, table_name, key_columns)
+  select v_source.id, c.oid, n.nspname, c.relname, sequin._key_columns(c.oid)
+  from pg_class c join pg_namespace n on n.oid = c.relnamespace
+  where c.oid = source_relation
+  on conflict (source_id, relation_oid) do update
+    set schema_name = excluded.schema_name, table_name = excluded.table_name, key_columns = excluded.key_columns
+  returning id into v_new.table_id;
+  perform sequin._check_circle(v_new);
+  if retention is not null then
+    perform sequin._make_partitions(event_relation, sequin._partition_width(retention), array[now()]);
+  end if;
+  v_new.start_lsn := pg_current_wal_insert_lsn();
+  v_new.start_base := coalesce(
+    (select p.last_seq from sequin.progress p where p.source_id = v_source.id order by p.step desc limit 1), 0);
+  insert into sequin.pipeline (
+    name, table_id, event_relation, event_schema, event_name, actions, filter, retention, start_lsn, start_base)
+  values (
+    v_new.name, v_new.table_id, v_new.event_relation, v_new.event_schema, v_new.event_name, v_new.actions, v_new.filter,
+    v_new.retention, v_new.start_lsn, v_new.start_base);
+
+  if v_new.actions && '{update,delete}' then
+    for v_relation in
+      with recursive down(oid) as (
+        select source_relation
+        union all
+        select i.inhrelid from down join pg_inherits i on i.inhparent = down.oid
+      )
+      -- Of a partitioned table, the root says what of a partition's old row is sent.
+      select c.oid from down d join pg_class c on c.oid = d.oid
+      where c.relreplident <> 'f' and (c.relkind = 'r' or c.oid = source_relation)
+      order by c.oid
+    loop
+      raise warning using
+        message = format('old values of %s: only its key, as its replica identity is not full', sequin._table_name(v_relation)),
+        hint = format('alter table %s replica identity full;', sequin._table_name(v_relation));
+    end loop;
+  end if;
+  if not exists (select from pg_replication_slots s where s.slot_name = v_source.slot_name) then
+    raise warning using
+      message = 'no bridge has run on this database yet: changes are captured from when one first starts',
+      hint = 'sequin bridge --database-url …';
+  end if;
+  return 'created';
+end $$;
+
+create or replace function sequin.create_pipeline(
+  name text,
+  source_table text,
+  event_table text,
+  actions text[] default '{insert,update,delete}',
+  filter text default null,
+  retention interval default null,
+  if_not_exists boolean default false
+)
+returns text
+language plpgsql
+as $$
+-- Not a definer and no search_path of its own: names are looked up as the caller's regclass would, and a table that is
+-- made is the caller's.
+declare
+  v_source pg_catalog.oid := pg_catalog.to_regclass(source_table);
+  v_event pg_catalog.oid;
+  v_path pg_catalog.text[];
+  v_result pg_catalog.text;
+begin
+  if v_source is null then
+    raise undefined_object using
+      message = pg_catalog.format('table "%s" does not exist', source_table),
+      hint = sequin._did_you_mean(coalesce(source_table, ''), array(
+        select case when pg_catalog.pg_table_is_visible(c.oid) then c.relname::pg_catalog.text
+               else pg_catalog.format('%I.%I', n.nspname, c.relname) end
+        from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) c.relnamespace
+        where c.relkind in ('r', 'p') and n.nspname not in ('pg_catalog', 'information_schema', 'sequin')
+          and pg_catalog.has_table_privilege(c.oid, 'select')
+        limit 1000),
+        'Names are looked up by search_path; write schema.table, and quote mixed case: ''"Orders"''.');
+  end if;
+  if event_table is null then
+    raise invalid_parameter_value using
+      message = pg_catalog.format('pipeline "%s" has no event table', name),
+      hint = 'Name one: where there is none of that name, it is made.';
+  end if;
+  v_path := pg_catalog.parse_ident(event_table);
+  if pg_catalog.cardinality(v_path) > 2 or pg_catalog.octet_length(v_path[pg_catalog.cardinality(v_path)]) > 63 then
+    raise invalid_parameter_value using
+      message = pg_catalog.format('event table "%s": this is no name of a table', event_table),
+      hint = 'Name it as table or schema.table, each of 63 bytes at most.';
+  elsif pg_catalog.cardinality(v_path) = 1 then
+    v_path := array[pg_catalog.current_schema()::pg_catalog.text, v_path[1]];
+  end if;
+  v_event := pg_catalog.to_regclass(event_table);
+  if v_event is null and v_path[1] in ('sequin', 'pg_catalog', 'information_schema', 'pg_temp') then
+    raise invalid_parameter_value using
+      message = pg_catalog.format('event table "%s" would be in a schema that is not yours', event_table),
+      hint = 'Name a table of your own.';
+  elsif v_event is null and (v_path[1] is null or pg_catalog.to_regnamespace(pg_catalog.quote_ident(v_path[1])) is null) then
+    raise undefined_object using
+      message = pg_catalog.format('event table "%s": %s', event_table,
+        case when v_path[1] is null then 'no schema of search_path exists' else pg_catalog.format('schema "%s" does not exist', v_path[1]) end),
+      hint = case when v_path[1] is null then 'Write schema.table.' else pg_catalog.format('create schema %I;', v_path[1]) end;
+  end if;
+  v_result := sequin._create_pipeline(name, v_source, v_event, v_path[1], v_path[2], actions, filter, retention,
+    coalesce(if_not_exists, false));
+  if v_result is null then
+    execute sequin._event_table_sql(v_path[1], v_path[2], retention is not null);
+    v_event := pg_catalog.to_regclass(pg_catalog.format('%I.%I', v_path[1], v_path[2]));
+    v_result := sequin._create_pipeline(name, v_source, v_event, v_path[1], v_path[2], actions, filter, retention, false);
+  end if;
+  return v_result;
+end $$;
+comment on function sequin.create_pipeline(text, text, text, text[], text, interval, boolean) is
+'Writes each change of a table into an event log table, exactly once, in commit order: every change whose commit follows
+this call, and none before it.
+
+name           1 to 48 bytes, kept as given
+source_table   whose changes; looked up by search_path, as regclass does
+event_table    where to; made, and the caller''s, if it does not exist; checked column by column if it does, and may have
+               more columns, which fill themselves
+actions        which of insert, update, delete, truncate are written
+filter         not in this version
+retention      how long events are kept, at least: the event table is partitioned by committed_at then, and old
+               partitions are dropped; null: for good
+if_not_exists  the same definition again is a no-op
+
+An event is (id, seq, source_database_id, source_table_oid, source_table_schema, source_table_name, record_pk, record,
+changes, action, committed_at, inserted_at). record is the new row, for a delete the old one; changes are the old values
+of the columns that an update changed, which takes replica identity full. seq ascends in commit order.
+
+The bridge writes with the rights of this schema''s owner, who must have those of the event table''s. The table''s triggers
+fire, with search_path pg_catalog; where its owner has fewer rights than the schema''s, it must have none, nor anything
+else that runs what its owner wrote. What goes wrong holds back only this pipeline: sequin.pipeline_status and
+sequin.health() say what it is, and it goes on where it stopped when that is mended.
+
+Returns created or unchanged. Needs SELECT on the source table, INSERT on an event table that exists, and to own it where
+there is a retention. Waits for transactions that are writing to a source table that was not published before.
+
+Errors: 42704 unknown table or schema, 42710 the name is taken, 22023 bad argument, or not a table, 42501 no right, 55000
+a source table that cannot be streamed, or an event table that does not fit; 42703 an event table without one of the
+columns, 42804 with one of another type; 0A000 a filter, or a partitioned source table on PostgreSQL 12. The hint mends it.';
+
+create or replace function sequin.alter_pipeline(
+  name text, actions text[] default null, filter text default null, retention interval default null
+)
+returns text
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_old sequin.pipeline := sequin._hold_pipeline(name);
+  v_new sequin.pipeline := v_old;
+begin
+  if actions is not null then
+    v_new.actions := array(select distinct a.action from unnest(actions) a(action) order by a.action);
+  end if;
+  v_new.filter := coalesce(filter, v_old.filter);
+  v_new.retention := case when retention = '0' then null else coalesce(retention, v_old.retention) end;
+  perform sequin._check_pipeline(v_new);
+  if v_new.retention is distinct from v_old.retention and v_new.retention is not null then
+    v_new.event_relation := sequin._event_table(v_old);
+    perform sequin._check_event_table(v_new);
+  end if;
+  if (v_new.actions, v_new.filter, v_new.retention) is not distinct from (v_old.actions, v_old.filter, v_old.retention) then
+    return 'unchanged';
+  end if;
+  update sequin.pipeline p
+  set actions = v_new.actions, filter = v_new.filter, retention = v_new.retention, changed_at = clock_timestamp()
+  where p.id = v_old.id;
+  return 'altered';
+end $$;
+comment on function sequin.alter_pipeline(text, text[], text, interval) is
+'Changes a pipeline''s options, from the next change that it writes on; what is null stays as it is, and retention => ''0''
+means that events are kept for good. A retention needs an event table that is partitioned by range (committed_at), and
+its owner. A pipeline in error is tried again at once.
+
+Returns altered or unchanged.
+Errors: 42704 unknown pipeline, 22023 bad argument, 42501 no right, 55000 the event table is not partitioned, 0A000 a filter.';
+
+create or replace function sequin.drop_pipeline(name text, if_exists boolean default false)
+returns text
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_pipeline sequin.pipeline;
+begin
+  if if_exists and not exists (select from sequin.pipeline p where p.name = drop_pipeline.name) then
+    return 'absent';
+  end if;
+  v_pipeline := sequin._hold_pipeline(name);
+  delete from sequin.pipeline p where p.id = v_pipeline.id;
+  delete from sequin.pipeline_progress p where p.pipeline_id = v_pipeline.id;
+  perform sequin._unpublish(t.source_id) from sequin.source_table t where t.id = v_pipeline.table_id;
+  return 'dropped';
+end $$;
+comment on function sequin.drop_pipeline(text, boolean) is
+'Drops a pipeline, and keeps its event table as it is. A source table that nothing else needs is not captured any more.
+
+Returns dropped, or absent where if_exists is true and there was none. Errors: 42704 unknown pipeline.';
+
+create or replace function sequin.pause_pipeline(name text)
+returns text
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_pipeline sequin.pipeline := sequin._hold_pipeline(name);
+begin
+  update sequin.pipeline p set paused_at = clock_timestamp(), changed_at = clock_timestamp()
+  where p.id = v_pipeline.id and p.paused_at is null;
+  return case when found then 'paused' else 'unchanged' end;
+end $$;
+comment on function sequin.pause_pipeline(text) is
+'From now on nothing is written to the pipeline''s event table, and nothing is lost: the log is kept for it.
+
+Returns paused or unchanged. Errors: 42704 unknown pipeline.';
+
+create or replace function sequin.resume_pipeline(name text)
+returns text
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_pipeline sequin.pipeline := sequin._pipeline(name);
+begin
+  update sequin.pipeline p set paused_at = null, changed_at = clock_timestamp()
+  where p.id = v_pipeline.id and (p.paused_at is not null or p.error is not null);
+  return case when found then 'resumed' else 'unchanged' end;
+end $$;
+comment on function sequin.resume_pipeline(text) is
+'Ends a pause; a pipeline in error is tried again at once. It goes on where it stopped.
+
+Returns resumed or unchanged. Errors: 42704 unknown pipeline.';
+
+-- How far a pipeline is behind.
+create or replace function sequin._pipeline_standing(p sequin.pipeline)
+returns table (
+  is_started boolean, pending bigint, written bigint, last_seq bigint, written_at timestamptz, oldest_at timestamptz, oldest_lsn pg_lsn
+)
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+as $$
+  select v.step is not null,
+         case when o.seq is null then 0 else greatest(y.total - v.passed, 1) end,
+         coalesce(v.written, 0), v.seq, case when v.written > 0 then v.written_at end,
+         o.committed_at, (o.metadata ->> 'commit_lsn')::pg_lsn
+  from (select) one
+  left join lateral (
+    select v.* from sequin.pipeline_progress v where v.pipeline_id = p.id order by v.step desc limit 1) v on true
+  left join lateral (
+    select y.total from sequin.tally y where y.route_id = p.table_id order by y.seq desc limit 1) y on true
+  left join lateral (
+    select l.seq, l.committed_at, l.metadata from sequin.log l
+    where l.route_id = p.table_id and l.seq > v.seq
+    order by l.seq
+    limit 1) o on true
+$$;
+
+create or replace view sequin.pipelines as
+select p.name, format('%I.%I', t.schema_name, t.table_name) as source_table,
+       coalesce((select format('%I.%I', n.nspname, c.relname) from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                 where c.oid = p.event_relation), format('%I.%I', p.event_schema, p.event_name)) as event_table,
+       p.actions, p.filter, p.retention,
+       case when p.paused_at is not null then 'paused' when p.error is not null then 'error'
+            when not exists (select from sequin.pipeline_progress v where v.pipeline_id = p.id) then 'starting' else 'active' end as state,
+       p.paused_at, p.created_at
+from sequin.pipeline p
+join sequin.source_table t on t.id = p.table_id;
+comment on view sequin.pipelines is
+'Change capture pipelines and their options. state: starting (it waits for the log to pass the moment it was made), active,
+paused, or error: sequin.pipeline_status says which.';
+
+create or replace view sequin.pipeline_status as
+select p.name, v.source_table, v.event_table, v.state,
+       case when pg_is_in_recovery() then null
+            else greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), coalesce(d.oldest_lsn, r.confirmed_flush_lsn, r.applied_lsn)), 0)::bigint
+       end as lag_bytes,
+       coalesce(extract(epoch from clock_timestamp() - d.oldest_at), 0)::float8 as lag_seconds,
+       d.pending, d.written as rows_written, d.last_seq, d.written_at as last_written_at,
+       p.error, p.error_code, p.error_hint, p.failed_at, p.retention_error
+from sequin.pipeline p
+join sequin.pipelines v on v.name = p.name
+join sequin.source_table t on t.id = p.table_id
+cross join lateral sequin._pipeline_standing(p) d
+left join lateral (
+  select g.applied_lsn, s.confirmed_flush_lsn
+  from sequin.progress g
+  join sequin.source o on o.id = g.source_id
+  left join pg_replication_slots s on s.slot_name = o.slot_name and o.conninfo is null
+  where g.source_id = t.source_id
+  order by g.step desc
+  limit 1) r on true;
+comment on view sequin.pipeline_status is
+'How each pipeline stands. pending: changes of its table that it has yet to come to; lag_seconds: the age of the oldest of
+them; lag_bytes: the WAL since then; rows_written: events so far; error, with its SQLSTATE and what to do: why it does not
+go on, null while it does; retention_error: why old partitions are not dropped.';

@@ -1,0 +1,194 @@
+package pipelines
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"sequin/tests/pgtest"
+)
+
+// With a retention the event table is partitioned; old partitions go, what is within it stays, and each event finds a place
+// however late it comes.
+func TestRetention(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key)`)
+	db.Exec(`select sequin.create_pipeline('brief', 'item', 'brief', retention => '8 seconds')`)
+	db.Exec(`select sequin.create_pipeline('long', 'item', 'long', retention => '30 days')`)
+	db.Exec(`select sequin.create_pipeline('good', 'item', 'for_good')`)
+	pgtest.StartBridge(t, db.URL)
+	// Events are dropped a partition at a time, and only old ones.
+	last, dropped := 0, 0
+	pgtest.Eventually(t, time.Minute, func() error {
+		last++
+		db.Exec(`insert into item values ($1)`, last)
+		oldest := pgtest.Value[int](db, `select coalesce(min(record_pk::int), 1) from brief`)
+		dropped = oldest - 1
+		if n := pgtest.Value[int](db, `select count(*) from for_good g
+			where g.committed_at > now() - interval '7 seconds' and g.inserted_at < now() - interval '1 second'
+			  and not exists (select from brief b where b.seq = g.seq)`); n > 0 {
+			t.Fatalf("%d events within the retention are gone", n)
+		}
+		if dropped < 10 {
+			return fmt.Errorf("%d events are dropped", dropped)
+		}
+		return nil
+	})
+	db.Exec(`select sequin.pause_pipeline('brief')`)
+	awaitCount(db, "for_good", last)
+	awaitCount(db, "long", last)
+	if n := pgtest.Value[int](db, `select count(*) from brief where committed_at < now() - interval '20 seconds'`); n > 0 {
+		t.Errorf("%d old events are still there", n)
+	}
+	// While it is paused old partitions go all the same, until there is none.
+	pgtest.Eventually(t, time.Minute, func() error {
+		if n := pgtest.Value[int](db, `select count(*) from pg_inherits where inhparent = 'brief'::regclass`); n > 0 {
+			return fmt.Errorf("%d partitions are left", n)
+		}
+		return nil
+	})
+	// What comes after long finds its place: late as it is.
+	db.Exec(`insert into item values (0)`)
+	pgtest.Eventually(t, 20*time.Second, func() error {
+		if n := db.Exec(`update sequin.log set committed_at = committed_at - interval '3 days' where record_pk = '0' and committed_at > now() - interval '1 day'`); n == 0 {
+			return fmt.Errorf("the log has it not yet")
+		}
+		return nil
+	})
+	db.Exec(`select sequin.resume_pipeline('brief')`)
+	pgtest.Eventually(t, 20*time.Second, func() error {
+		if got := pgtest.Value[string](db, `select concat_ws(' ', state, pending, error) from sequin.pipeline_status where name = 'brief'`); got != "active 0" {
+			return fmt.Errorf("got %s", got)
+		}
+		return nil
+	})
+	if n := pgtest.Value[int](db, `select count(*) from sequin.health() where name like 'pipeline %' and status <> 'ok'`); n > 0 {
+		t.Error("health() is not well")
+	}
+	// The width is a part of the retention; the next partition is there before it is needed.
+	if !pgtest.Value[bool](db, `select bool_and(to_at - from_at = interval '1 day') and max(from_at) > now() from sequin._partitions('long'::regclass)`) {
+		t.Error("partitions are not of a day, or none is ahead")
+	}
+	// No longer dropped, by word; and not where there is nothing to drop.
+	if got := pgtest.Value[string](db, `select sequin.alter_pipeline('long', retention => '0')`); got != "altered" {
+		t.Errorf("got %s", got)
+	}
+	if got := pgtest.Value[string](db, `select coalesce(retention::text, 'for good') from sequin.pipelines where name = 'long'`); got != "for good" {
+		t.Errorf("got %s", got)
+	}
+	db.Exec(`select sequin.alter_pipeline('long', retention => '1 hour')`)
+	if e := db.Error(`select sequin.alter_pipeline('good', retention => '1 day')`); e.Code != "55000" || e.Hint == "" {
+		t.Errorf("got %s: %s (%s)", e.Code, e.Message, e.Hint)
+	}
+}
+
+// A table of the user's own, partitioned in the user's own way, and a reader who is in the way of dropping.
+func TestRetentionOfOwnTable(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key)`)
+	db.Exec(`set client_min_messages = warning;
+		create schema model; select sequin.create_pipeline('model', 'item', 'model.events', retention => '1 hour');
+		create table own (like model.events including defaults including identity) partition by range (committed_at);
+		create table own_old partition of own for values from (minvalue) to ('2020-01-01');
+		create table own_now partition of own for values from ('2020-01-01') to ('2021-01-01')`)
+	db.Exec(`insert into own (seq, source_database_id, source_table_oid, source_table_schema, source_table_name, action, committed_at)
+		values (-1, md5('')::uuid, 0, '', '', 'insert', '2019-01-01'), (-1, md5('')::uuid, 0, '', '', 'insert', '2020-06-01')`)
+	reader, err := db.Connect().Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := reader.QueryRow(t.Context(), `select count(*) from own`).Scan(&n); err != nil || n != 2 {
+		t.Fatal(n, err)
+	}
+	db.Exec(`select sequin.create_pipeline('p', 'item', 'own', retention => '1 hour')`)
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`insert into item values (1)`)
+	pgtest.Eventually(t, 20*time.Second, func() error {
+		if n := pgtest.Value[int](db, `select count(*) from own where seq > 0`); n != 1 {
+			return fmt.Errorf("%d events beside a reader: %v", n, status(db))
+		}
+		return nil
+	})
+	if n := pgtest.Value[int](db, `select count(*) from own`); n != 3 {
+		t.Errorf("%d events", n)
+	}
+	if err := reader.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Eventually(t, 30*time.Second, func() error {
+		if n := pgtest.Value[int](db, `select count(*) from own`); n != 1 {
+			return fmt.Errorf("%d events: %v", n, status(db))
+		}
+		return nil
+	})
+	// What cannot be dropped is said, and holds nothing else back.
+	db.Exec(`create table own_2021 partition of own for values from ('2021-01-01') to ('2022-01-01'); create view needs as select * from own_2021`)
+	pgtest.Eventually(t, 30*time.Second, func() error {
+		if got := pgtest.Column[string](db, `select detail from sequin.health() where name = 'pipeline p' and status = 'warning'`); len(got) != 1 {
+			return fmt.Errorf("health() says %v", got)
+		}
+		return nil
+	})
+	db.Exec(`insert into item values (2)`)
+	awaitCount(db, "own", 2)
+	db.Exec(`drop view needs`)
+	pgtest.Eventually(t, 30*time.Second, func() error {
+		if got := pgtest.Column[string](db, `select detail from sequin.health() where name = 'pipeline p' and status = 'ok'`); len(got) != 1 {
+			return fmt.Errorf("health() is not well")
+		}
+		return nil
+	})
+}
+
+// A limit of the log's size takes from a pipeline what it had not come to: that is on record, and it goes on after it.
+func TestLogLimit(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key, note text);
+		select sequin.create_pipeline('slow', 'item', 'events');
+		select sequin.set_retention('0 seconds', 16777216)`)
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`insert into item values (0)`)
+	awaitCount(db, "events", 1)
+	db.Exec(`select sequin.pause_pipeline('slow')`)
+	last := 0
+	pgtest.Eventually(t, 2*time.Minute, func() error {
+		db.Exec(`insert into item select i, repeat(md5(i::text), 20) from generate_series($1::int + 1, $1::int + 500) i`, last)
+		last += 500
+		if n := pgtest.Value[int](db, `select count(*) from sequin.gap g where pipeline_id is not null`); n == 0 {
+			return fmt.Errorf("no gap after %d changes", last)
+		}
+		return nil
+	})
+	if hint := pgtest.Column[string](db, `select hint from sequin.health() where status = 'error'`); hint[0] != `select sequin.accept_gap('local', pipeline => 'slow');` {
+		t.Errorf("health() says %s", hint)
+	}
+	db.Exec(`select sequin.set_retention('0 seconds'), sequin.resume_pipeline('slow')`)
+	db.Exec(`insert into item values (-1)`)
+	pgtest.Eventually(t, 30*time.Second, func() error {
+		if n := pgtest.Value[int](db, `select count(*) from events where record_pk = '-1'`); n != 1 {
+			return fmt.Errorf("the last event is not there: %v", status(db))
+		}
+		return nil
+	})
+	// What there is after the hole is there in one piece.
+	if !pgtest.Value[bool](db, `select count(*) = max(record_pk::int) - min(record_pk::int) + 1 and max(record_pk::int) = $1
+		from events where seq > (select max(to_seq) from sequin.gap) and record_pk <> '-1'`, last) {
+		t.Error("events after the gap are missing")
+	}
+	if n := pgtest.Value[int](db, `select count(*) from events where seq <= (select max(to_seq) from sequin.gap)`); n != 1 {
+		t.Errorf("%d events are before the end of the gap", n)
+	}
+	if n := pgtest.Value[int](db, `select sequin.accept_gap('local')`); n != 0 {
+		t.Errorf("%d gaps of the source are accepted, and it has none", n)
+	}
+	if n := pgtest.Value[int](db, `select sequin.accept_gap(pipeline => 'slow')`); n == 0 {
+		t.Error("no gap of the pipeline is accepted")
+	}
+	if n := pgtest.Value[int](db, `select count(*) from sequin.health() where status = 'error'`); n != 0 {
+		t.Errorf("%d errors are left in health()", n)
+	}
+}

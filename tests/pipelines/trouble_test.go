@@ -1,0 +1,183 @@
+package pipelines
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"sequin/tests/pgtest"
+)
+
+// beside keeps changing a table of its own, which a pipeline and a consumer read, and returns how many changes that has had, and
+// a check that each of them has come.
+func beside(db *pgtest.DB) (count func() int, check func()) {
+	db.Helper()
+	db.Exec(`create table busy (id bigint primary key);
+		select sequin.create_pipeline('busy', 'busy', 'busy_events'), sequin.create_stream('busy', '{busy}'), sequin.create_consumer('busy', 'busy')`)
+	conn := db.Connect()
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	var written atomic.Int64
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(5 * time.Millisecond):
+			}
+			if _, err := conn.Exec(context.Background(), `insert into busy values ($1)`, written.Load()+1); err != nil {
+				db.Logf("insert: %v", err)
+				return
+			}
+			written.Add(1)
+		}
+	}()
+	return func() int {
+			return pgtest.Value[int](db, `select rows_written from sequin.pipeline_status where name = 'busy'`)
+		}, func() {
+			close(stop)
+			<-stopped
+			n := int(written.Load())
+			awaitCount(db, "busy_events", n)
+			if got := len(pgtest.Column[int64](db, `select seq from sequin.pop('busy', 10000, '10s')`)); got != n {
+				db.Errorf("the consumer beside it got %d of %d messages", got, n)
+			}
+		}
+}
+
+// Whatever is wrong with an event table holds back its pipeline alone, is said with what mends it, and mended it goes on where it
+// stopped.
+func TestTrouble(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key);
+		create function refuse() returns trigger language plpgsql as $$ begin raise 'not today'; end $$`)
+	troubles := []struct{ name, make, code, text, mend string }{
+		{"missing", `alter table missing drop column changes`, "42703", `no column "changes"`, ""},
+		{"several", `alter table several drop column committed_at, drop column seq, drop column inserted_at`, "42703", `no column "seq"`, ""},
+		{"typed", `alter table typed alter record type text`, "42804", `"record"`, ""},
+		{"more", `alter table more add column note text not null default ''; alter table more alter note drop default`, "55000", `"note"`, ""},
+		{"generated", `alter table generated drop column action; alter table generated add column action text generated always as ('x') stored`, "42804", `"action"`, ""},
+		{"unfilled", `alter table unfilled alter inserted_at drop default`, "55000", `"inserted_at"`, ""},
+		{"unique_one", `delete from unique_one where id > 1; alter table unique_one add constraint one unique (source_table_name)`, "23505", `"one"`, ""},
+		{"checked", `alter table checked add constraint small check (seq < 0) not valid`, "23514", `"small"`, ""},
+		{"fires", `create trigger refuse before insert on fires for each row execute function refuse()`, "P0001", "not today", `drop trigger refuse on fires`},
+		{"usurped", `alter table usurped rename to old; drop table old; create view usurped as select 1 as a`, "22023", "a view", `drop view usurped`},
+		{"dropped", `drop table dropped`, "42P01", "does not exist", ""},
+	}
+	for _, trouble := range troubles {
+		db.Exec(`select sequin.create_pipeline($1, 'item', $1)`, trouble.name)
+	}
+	pgtest.StartBridge(t, db.URL)
+	others, check := beside(db)
+	db.Exec(`insert into item select generate_series(1, 10)`)
+	for _, trouble := range troubles {
+		awaitCount(db, trouble.name, 10)
+		db.Exec(trouble.make)
+	}
+	db.Exec(`insert into item select generate_series(11, 30)`)
+	before := others()
+	mends := map[string]string{}
+	for _, trouble := range troubles {
+		mends[trouble.name] = awaitError(db, trouble.name, trouble.code, trouble.text)
+		if trouble.name == "usurped" {
+			db.Exec(trouble.mend)
+			mends[trouble.name] = awaitError(db, trouble.name, "42P01", "does not exist")
+		} else if trouble.mend != "" {
+			mends[trouble.name] = trouble.mend
+		}
+	}
+	pgtest.Eventually(t, 20*time.Second, func() error {
+		if n := others() - before; n < 200 {
+			return fmt.Errorf("beside pipelines in trouble, %d events", n)
+		}
+		return nil
+	})
+	for _, trouble := range troubles {
+		mend := mends[trouble.name]
+		if _, statement, ok := strings.Cut(mend, ": "); ok && strings.HasPrefix(statement, "alter table") {
+			mend, _, _ = strings.Cut(statement, "; It ")
+			mend, _, _ = strings.Cut(mend, " It is tried")
+		}
+		db.Exec(mend)
+		if got := pgtest.Value[string](db, `select sequin.resume_pipeline($1)`, trouble.name); got != "resumed" && got != "unchanged" {
+			t.Errorf("resume: got %s", got)
+		}
+	}
+	for _, trouble := range troubles {
+		want := 30
+		switch trouble.name {
+		case "unique_one":
+			want = 21
+		case "usurped", "dropped":
+			want = 20
+		}
+		pgtest.Eventually(t, 30*time.Second, func() error {
+			got := pgtest.Value[string](db, `select count(*) || ' ' || count(distinct record_pk) from `+trouble.name)
+			if got != fmt.Sprintf("%d %[1]d", want) {
+				return fmt.Errorf("%s: %s events and rows, want %d: %v", trouble.name, got, want, status(db))
+			}
+			return nil
+		})
+		if n := pgtest.Value[int](db, `select count(*) from (select record_pk::int < lag(record_pk::int) over (order by id) as is_back from `+trouble.name+`) s where is_back`); n > 0 {
+			t.Errorf("%s: the events are out of order", trouble.name)
+		}
+	}
+	check()
+	pgtest.Eventually(t, 10*time.Second, func() error {
+		if bad := pgtest.Column[string](db, `select name || ' ' || status || ' ' || detail from sequin.health() where name like 'pipeline%' and status <> 'ok'`); len(bad) > 0 {
+			return fmt.Errorf("health() says %v", bad)
+		}
+		return nil
+	})
+}
+
+// Event tables that somebody has locked, or whose triggers hang, delay nobody else.
+func TestHangingTables(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key)`)
+	pgtest.StartBridge(t, db.URL)
+	const hanging = 12 // more than there are connections
+	for i := range hanging {
+		db.Exec(`select sequin.create_pipeline($1, 'item', $1)`, fmt.Sprintf("locked_%d", i))
+	}
+	others, check := beside(db)
+	db.Exec(`insert into item values (0)`)
+	for i := range hanging {
+		awaitCount(db, fmt.Sprintf("locked_%d", i), 1)
+	}
+	tx, err := db.Connect().Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range hanging {
+		if _, err := tx.Exec(t.Context(), fmt.Sprintf("lock table locked_%d in exclusive mode", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	db.Exec(`insert into item select generate_series(1, 100)`)
+	awaitError(db, "locked_0", "55P03", "lock")
+	awaitError(db, fmt.Sprintf("locked_%d", hanging-1), "55P03", "lock")
+	for range 3 {
+		before := others()
+		began := time.Now()
+		pgtest.Eventually(t, 20*time.Second, func() error {
+			if others() < before+20 {
+				return fmt.Errorf("%d events beside", others()-before)
+			}
+			return nil
+		})
+		t.Logf("20 events beside locked tables in %s", time.Since(began))
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for i := range hanging {
+		awaitCount(db, fmt.Sprintf("locked_%d", i), 101)
+	}
+	check()
+}
