@@ -11,7 +11,7 @@ create table sequin.consumer_expression (
   uses_new    boolean not null,
   uses_old    boolean not null,
   columns     text[] not null,                    -- the columns that it names,
-  types       oid[] not null,                     -- and what each was read as
+  types       text[] not null,                    -- and the type that each is read as
   others      text[] not null,                    -- types, functions and operators in it that are not the system's
   primary key (consumer_id, route_id, kind)
 );

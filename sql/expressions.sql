@@ -177,7 +177,7 @@ begin
   if v_problem is not null then
     raise syntax_error using
       message = format('%s: %s', label, v_problem),
-      detail = nullif(format('%s', left(expression, 200)), ''),
+      detail = coalesce(nullif(left(expression, 200), ''), 'The text is empty.'),
       hint = 'It is one SQL expression over new, old, action, table_name and committed_at: ''new.amount > 100''.';
   end if;
 end $$;
@@ -332,6 +332,55 @@ begin
     order by r.position);
 end $$;
 
+-- Says of an error of the server's whose expression it is of, and where, if that can be told from its message. Without
+-- that the error is raised as it is, with its position, and the text, as fields of its own.
+create or replace function sequin._explain_error(label text, expression text, code text, message text, hint text)
+returns void
+language plpgsql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_message text := message;
+  v_hint text := coalesce(
+    nullif(hint, ''), 'It is one SQL expression over new, old, action, table_name and committed_at: ''new.amount > 100''.');
+  v_word text;
+  v_place int;
+begin
+  if left(code, 2) not in ('22', '42') or code = '42501' then
+    return;
+  elsif code = '42702' then
+    code := '42703';
+    v_hint := 'Say whose: new.column, or old.column.';
+  elsif code = '42804' and message like 'argument of IS TRUE must be type boolean, not type %' then
+    v_message := format('it is of type %s, and not boolean', substr(message, 52));
+    v_hint := 'A filter is true or false: ''new.amount > 100''.';
+    v_place := 1;
+  end if;
+  v_word := coalesce(
+    substring(message from '(?:at or near|: |column reference|type modifier) "(.*)"'),
+    substring(message from '^column "?(.*?)"? does not exist'),
+    substring(message from '^function (.*?)\('),
+    substring(message from '^operator does not exist: .*? ([-+*/<>=~!@#%^&|`?]+) '),
+    substring(message from '"(.*)"'));
+  if v_place is null and v_word <> '' then
+    if length(replace(lower(expression), lower(v_word), '')) = length(expression) - length(v_word) then
+      v_place := strpos(lower(expression), lower(v_word));
+    elsif v_word = ')' and strpos(expression, ')') = 0 then
+      v_place := length(expression) + 1;
+      v_message := 'syntax error at the end of it,';
+    end if;
+  end if;
+  if v_place is null then
+    return;
+  end if;
+  raise exception using
+    errcode = code,
+    message = format('%s: %s at position %s', label, v_message, v_place),
+    detail = left(expression, 200),
+    hint = v_hint;
+end $$;
+
 -- Parses an expression ('filter' or 'transform') for tables, as the caller: temporary views, for _compile to look at
 -- and drop. label begins every message: consumer "x": filter. A relation of 0 is a table of another database, where new
 -- and old are jsonb. Null without an expression. What the server says of an error has its position, and the text.
@@ -345,6 +394,7 @@ declare
   v_statements text[];
   v_views pg_catalog.oid[] := '{}';
   v_name text;
+  v_hint text;
 begin
   if expression is null then
     return null;
@@ -359,10 +409,10 @@ begin
     perform sequin._drop_views(array[pg_catalog.to_regclass(pg_catalog.concat('pg_temp.', v_name))::pg_catalog.oid]);
     begin
       execute v_statements[v_i];
-    exception when ambiguous_column then
-      raise undefined_column using
-        message = pg_catalog.format('%s: %s', label, sqlerrm),
-        hint = 'Say whose: new.column, or old.column.';
+    exception when others then
+      get stacked diagnostics v_hint = pg_exception_hint;
+      perform sequin._explain_error(label, expression, sqlstate, sqlerrm, v_hint);
+      raise;
     end;
     v_views := pg_catalog.array_append(v_views, pg_catalog.to_regclass(pg_catalog.concat('pg_temp.', v_name))::pg_catalog.oid);
   end loop;
@@ -414,23 +464,30 @@ as $$
       and (r.rolsuper or r.rolname = current_user))
 $$;
 
--- What a function or operator is called, or a type with what it is given as: whether it is still the same is asked
--- before each evaluation.
-create or replace function sequin._object_name(class regclass, object oid)
-returns text
+-- Whether a function, operator or type of others' may still be in an expression, by the name that _check_tree gave it:
+-- asked before each evaluation, as names may come to mean something else.
+create or replace function sequin._is_as_checked(name text)
+returns boolean
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select case class
-    when 'pg_proc'::regclass then (select format('function %s', p.oid::regprocedure) from pg_proc p where p.oid = object)
-    when 'pg_operator'::regclass then (select format('operator %s', o.oid::regoperator) from pg_operator o where o.oid = object)
-    else (select format('type %s', sequin._type_name(t.oid)) from pg_type t where t.oid = object and sequin._plain_type(t.oid) = t.oid)
-  end
+  select coalesce(case split_part(name, ' ', 1)
+    -- Their names are compared, not looked up: where one of their types is gone, that is an error before 16.
+    when 'function' then (
+      select sequin._is_trusted('pg_proc', p.oid) and p.provolatile <> 'v'
+      from pg_proc p
+      where p.oid >= 16384 and strpos(name, p.proname) > 0 and p.oid::regprocedure::text = substr(name, 10))
+    when 'operator' then (
+      select sequin._is_trusted('pg_operator', o.oid)
+      from pg_operator o where o.oid >= 16384 and strpos(name, o.oprname) > 0 and o.oid::regoperator::text = substr(name, 10))
+    else to_regtype(substr(name, 6)) = sequin._plain_type(to_regtype(substr(name, 6)))
+  end, false)
 $$;
 
--- Refuses an expression whose parse tree has something in it that a filter or transform may not have. names says which
--- types, functions and operators of others' are in it: class, oid and name, as _object_name has it.
+-- Refuses an expression whose parse tree has something in it that a filter or transform may not have. Returns which
+-- types, functions and operators that are not the system's are in it. frame is the tree of another expression in its
+-- place: what is in both as often is not the expression's.
 create or replace function sequin._check_tree(label text, kind text, expression text, tree text, frame text)
 returns text[]
 language plpgsql
@@ -450,11 +507,11 @@ declare
   f record;
 begin
   for v_node in
-    select distinct n.node
+    select n.node
     from (
       select (regexp_matches(tree, '(?:^|[^\\]){([A-Z]+)', 'g'))[1] as node) n
     where n.node <> all (v_nodes) and n.node <> all (array(select (regexp_matches(frame, '(?:^|[^\\]){([A-Z]+)', 'g'))[1]))
-    order by n.node
+    order by n.node <> 'SUBLINK', n.node
   loop
     v_problem := case
       when v_node = 'SUBLINK' then 'a subquery' || sequin._at_position(expression, '{select,values,table,with}')
@@ -550,15 +607,25 @@ begin
   end if;
 
   return array(
-    select format('%s %s %s', o.class, o.object, sequin._object_name(o.class::regclass, o.object))
+    select format('function %s', p.oid::regprocedure)
+    from pg_proc p
+    where p.oid >= 16384 and p.oid in (select m[1]::oid from regexp_matches(tree, ':(?:funcid|opfuncid) (\d+)', 'g') m)
+    union
+    select format('operator %s', o.oid::regoperator)
+    from pg_operator o
+    where o.oid >= 16384 and o.oid in (select m[1]::oid from regexp_matches(tree, ':opno (\d+)', 'g') m)
+    union
+    select format('type %s', sequin._type_name(t.oid))
     from (
-      select 'pg_proc' as class, m[1]::oid as object from regexp_matches(tree, ':(?:funcid|opfuncid) (\d+)', 'g') m
-      union
-      select 'pg_operator', m[1]::oid from regexp_matches(tree, ':opno (\d+)', 'g') m
-      union
-      select 'pg_type', m[1]::oid from regexp_matches(tree, ':[a-z_]*type(?:id)? (\d+)', 'g') m) o
-    where o.object >= 16384 and sequin._object_name(o.class::regclass, o.object) is not null
-    order by 1);
+      select n.oid, sum(n.n)
+      from (
+        select m[1]::oid as oid, 1 as n from regexp_matches(tree, ':[a-z_]*type(?:id)? (\d+)', 'g') m
+        union all
+        select m[1]::oid, -1 from regexp_matches(frame, ':[a-z_]*type(?:id)? (\d+)', 'g') m) n
+      group by n.oid
+      having sum(n.n) > 0) n
+    join pg_type t on t.oid = n.oid
+    where t.oid >= 16384);
 end $$;
 
 -- An expression that was parsed, for one table: what there is to evaluate.
@@ -567,7 +634,7 @@ begin
   if to_regtype('sequin._expression') is null then
     create type sequin._expression as (
       relation oid, compiled text, is_typed boolean, is_whole boolean, uses_new boolean, uses_old boolean,
-      columns text[], types oid[], others text[]);
+      columns text[], types text[], others text[]);
   end if;
 end $$;
 
@@ -613,7 +680,7 @@ begin
     e.is_typed := e.relation <> 0;
 
     -- The same with a known value in the expression's place: what is the same on both sides of it is the frame.
-    v_known := case when kind = 'filter' then 'false' else 'null::jsonb' end;
+    v_known := case when kind = 'filter' then 'false' else '''"_sequin"''::pg_catalog.jsonb' end;
     execute format('create temporary view _sequin_frame as %s', sequin._probe(e.relation, sequin._as_value(kind, v_known)));
     v_frame := 'pg_temp._sequin_frame'::regclass;
     select r.ev_action::text, pg_get_viewdef(v_frame) into v_frame_tree, v_frame_def
@@ -621,7 +688,7 @@ begin
     select r.ev_action::text, pg_get_viewdef(views[v_i]) into v_tree, v_def
     from pg_rewrite r where r.ev_class = views[v_i] and r.rulename = '_RETURN';
     execute 'drop view pg_temp._sequin_frame';
-    v_known := case when kind = 'filter' then '(false IS TRUE)' else 'NULL::jsonb' end;
+    v_known := case when kind = 'filter' then '(false IS TRUE)' else '''"_sequin"''::jsonb' end;
     v_prefix := left(v_frame_def, strpos(v_frame_def, v_known) - 1);
     v_suffix := substr(v_frame_def, length(v_prefix) + length(v_known) + 1);
 
@@ -672,8 +739,12 @@ begin
       e.uses_new := true;
       e.uses_old := true;
     end if;
-    select coalesce(array_agg(k.name order by k.attnum), '{}'), coalesce(array_agg(k.type order by k.attnum), '{}')
-      into e.columns, e.types
+    select coalesce(array_agg(k.name order by k.attnum), '{}'), coalesce(array_agg(sequin._type_name(k.type) order by k.attnum), '{}'),
+           array(select unnest(e.others) union
+                 select format('type %s', sequin._type_name(k.type)) from sequin._expression_columns(e.relation) k
+                 where k.name = any (e.columns) and k.type >= 16384
+                 order by 1)
+      into e.columns, e.types, e.others
     from sequin._expression_columns(e.relation) k
     where k.name = any (e.columns);
     -- Planned without a message: what is wrong whatever the message, is wrong now.

@@ -24,7 +24,7 @@ begin
     select string_agg(format('%I %s', k.name, sequin._type_name(k.type)), ', ' order by k.attnum) into v_row
     from sequin._expression_columns(v_relation) k;
   else
-    select string_agg(distinct format('%I %s', k.name, sequin._type_name(k.type)), ', ') into v_row
+    select string_agg(distinct format('%I %s', k.name, k.type), ', ') into v_row
     from (
       select * from unnest(filter.columns, filter.types) k(name, type)
       union all
@@ -320,26 +320,23 @@ begin
              format('%s: table %s has no column "%s" any more', e.kind, sequin._table_name(t.relation_oid), n.name)
            else
              format('%s: column "%s" of table %s is of type %s now, and was %s when it was checked', e.kind, n.name,
-               sequin._table_name(t.relation_oid), coalesce(format_type(k.type, -1), '-'), coalesce(format_type(n.type, -1), 'another'))
+               sequin._table_name(t.relation_oid), format_type(k.type, -1), coalesce(to_regtype(n.type)::text, n.type))
          end
     into v_error
   from sequin.consumer_expression e
   join sequin.source_table t on t.id = e.route_id
   cross join lateral unnest(e.columns, e.types) n(name, type)
   left join lateral sequin._expression_columns(t.relation_oid) k on k.name = n.name
-  where e.consumer_id = c.id and e.is_typed and k.type is distinct from n.type
+  where e.consumer_id = c.id and e.is_typed and sequin._type_name(k.type) is distinct from n.type
     -- A table that was dropped has no other columns than it had.
     and exists (select from pg_class r where r.oid = t.relation_oid)
   order by e.kind, e.route_id, n.name
   limit 1;
   if v_error is null then
-    select format('%s: %s is not what it was when it was checked', e.kind, substr(o.name, length(o.part[1]) + length(o.part[2]) + 3))
-      into v_error
+    select format('%s: %s is not what it was when it was checked', e.kind, o.name) into v_error
     from sequin.consumer_expression e
-    cross join lateral (select o.name, regexp_split_to_array(o.name, ' ') as part from unnest(e.others) o(name)) o
-    where e.consumer_id = c.id
-      and substr(o.name, length(o.part[1]) + length(o.part[2]) + 3)
-          is distinct from sequin._object_name(('pg_catalog.' || o.part[1])::regclass, o.part[2]::oid)
+    cross join lateral unnest(e.others) o(name)
+    where e.consumer_id = c.id and not sequin._is_as_checked(o.name)
     order by e.kind, e.route_id, o.name
     limit 1;
   end if;
