@@ -9,128 +9,121 @@
 -- for the expression, with every name qualified, is what is kept. Columns are given as types that nobody can change
 -- under it: a domain as what it is over, a composite as its text.
 
--- The tokens of an expression: where each begins, and what it is (a string, a quoted or plain name, or a character).
--- 42601 for what never ends.
+-- The tokens of an expression: where each begins, and what it is (a string, a quoted or plain name, a number, or another
+-- character). Plain names are in lower case. 42601 for what never ends.
 create or replace function sequin._tokens(expression text)
 returns table (place int, kind text, token text)
 language plpgsql
 immutable
 set search_path = pg_catalog, pg_temp
-as $$
+as $body$
 declare
-  v_chars text[] := string_to_array(expression, null);
-  v_count int := cardinality(v_chars);
-  i int := 1;
-  c text;
-  v_next text;
-  v_depth int;
-  v_tag text;
-  v_quote text;
-  v_end int;
+  r record;
+  v_in text := '';        -- what it is inside of: a quote (e for one with backslashes), --, /*, or a dollar quote
+  v_depth int := 0;       -- of comments
+  v_skip int := 0;
+  v_end int := 1;         -- of the last token, and one on
 begin
-  while i <= v_count loop
-    c := v_chars[i];
-    v_next := coalesce(v_chars[i + 1], '');
-    place := i;
-    v_quote := null;
-    if c in (' ', e'\t', e'\n', e'\r', e'\f', e'\v') then
-      i := i + 1;
-      continue;
-    elsif c = '-' and v_next = '-' then
-      while i <= v_count and v_chars[i] not in (e'\n', e'\r') loop
-        i := i + 1;
-      end loop;
-      continue;
-    elsif c = '/' and v_next = '*' then
-      v_depth := 0;
-      loop
-        if i > v_count then
-          raise syntax_error using message = format('unterminated comment at position %s', place);
-        elsif v_chars[i] = '/' and v_chars[i + 1] = '*' then
-          v_depth := v_depth + 1;
-          i := i + 2;
-        elsif v_chars[i] = '*' and v_chars[i + 1] = '/' then
-          v_depth := v_depth - 1;
-          i := i + 2;
-          exit when v_depth = 0;
-        else
-          i := i + 1;
-        end if;
-      end loop;
-      continue;
-    elsif c in ('''', '"') then
-      v_quote := c;
-    elsif c = '$' then
-      v_tag := substring(array_to_string(v_chars[i:i + 64], '') from '^\$(?:[A-Za-z_\u0080-\uffff][A-Za-z0-9_\u0080-\uffff]*)?\$');
-      if v_tag is not null then
-        v_end := strpos(array_to_string(v_chars[i + length(v_tag):], ''), v_tag);
-        if v_end = 0 then
-          raise syntax_error using message = format('unterminated dollar-quoted string at position %s', i);
-        end if;
-        kind := 'string';
-        token := v_tag;
-        i := i + length(v_tag) + v_end - 1 + length(v_tag);
-        return next;
-        continue;
-      end if;
-    elsif c ~ '[A-Za-z_\u0080-\uffff]' then
-      v_end := i;
-      while v_end < v_count and v_chars[v_end + 1] ~ '[A-Za-z0-9_$\u0080-\uffff]' loop
-        v_end := v_end + 1;
-      end loop;
-      token := array_to_string(v_chars[i:v_end], '');
-      if lower(token) in ('e', 'b', 'x', 'n') and v_chars[v_end + 1] = '''' then
-        v_quote := case when lower(token) = 'e' then 'e' else '''' end;
-        i := v_end + 1;
-      elsif lower(token) = 'u' and v_chars[v_end + 1] = '&' and v_chars[v_end + 2] in ('''', '"') then
-        v_quote := v_chars[v_end + 2];
-        i := v_end + 2;
-      else
-        kind := 'name';
-        token := lower(token);
-        i := v_end + 1;
-        return next;
-        continue;
-      end if;
-    elsif c ~ '[0-9]' then
-      while i <= v_count and v_chars[i] ~ '[0-9A-Za-z_.]' loop
-        i := i + 1;
-      end loop;
-      kind := 'number';
-      token := array_to_string(v_chars[place:i - 1], '');
-      return next;
+  -- Words, white space, and single characters: the rest is told by what comes next.
+  for r in
+    select w.word, w.start, lead(w.word) over o as next, lead(w.word, 2) over o as after
+    from (
+      select w.word, w.n, 1 + (sum(length(w.word)) over (order by w.n) - length(w.word))::int as start
+      from (
+        select m.match[1] as word, m.n
+        from regexp_matches(expression, '[A-Za-z_\u0080-\uffff][A-Za-z0-9_\u0080-\uffff]*|[0-9][0-9A-Za-z_.]*|[ \t\r\n\f\v]+|.', 'g')
+          with ordinality m(match, n)) w) w
+    window o as (order by w.n)
+    order by w.n
+  loop
+    if v_skip > 0 then
+      v_skip := v_skip - 1;
       continue;
     end if;
-    if v_quote is null then
-      kind := 'other';
-      token := c;
-      i := i + 1;
-      return next;
+    case
+    when v_in = '' then
+      null;
+    when v_in = '--' then
+      if r.word ~ '[\n\r]' then v_in := ''; end if;
       continue;
-    end if;
-    -- Inside quotes, from the one at i on; doubled, it is one of the text's.
-    c := case when v_quote = 'e' then '''' else v_quote end;
-    kind := case when c = '"' then 'quoted' else 'string' end;
-    v_end := i + 1;
-    loop
-      if v_end > v_count then
-        raise syntax_error using
-          message = format('unterminated quoted %s at position %s', case when c = '"' then 'name' else 'string' end, place);
-      elsif v_chars[v_end] = '\' and v_quote = 'e' then
-        v_end := v_end + 2;
-      elsif v_chars[v_end] <> c then
-        v_end := v_end + 1;
-      elsif v_chars[v_end + 1] = c then
-        v_end := v_end + 2;
-      else
-        exit;
+    when v_in = '/*' then
+      if r.word = '/' and r.next = '*' then
+        v_depth := v_depth + 1;
+        v_skip := 1;
+      elsif r.word = '*' and r.next = '/' then
+        v_depth := v_depth - 1;
+        v_skip := 1;
+        if v_depth = 0 then v_in := ''; end if;
       end if;
-    end loop;
-    token := case when c = '"' then replace(array_to_string(v_chars[i + 1:v_end - 1], ''), '""', '"') else c end;
-    i := v_end + 1;
-    return next;
+      continue;
+    when left(v_in, 1) = '$' then
+      if r.word = '$' and (v_in = '$$' and r.next = '$' or v_in = '$' || r.next || '$' and r.after = '$') then
+        v_skip := case when v_in = '$$' then 1 else 2 end;
+        v_in := '';
+        return next;
+      end if;
+      continue;
+    else
+      if r.word = '\' and v_in = 'e' then
+        v_skip := 1;
+      elsif r.word <> (case when v_in = 'e' then '''' else v_in end) then
+        token := token || r.word;
+      elsif r.next = r.word then
+        token := token || r.word;
+        v_skip := 1;
+      else
+        v_in := '';
+        return next;
+      end if;
+      continue;
+    end case;
+
+    place := r.start;
+    token := '';
+    if r.word ~ '^\s' then
+      continue;
+    elsif r.word = '-' and r.next = '-' then
+      v_in := '--';
+    elsif r.word = '/' and r.next = '*' then
+      v_in := '/*';
+      v_depth := 1;
+      v_skip := 1;
+    elsif r.word in ('''', '"') then
+      kind := case when r.word = '"' then 'quoted' else 'string' end;
+      v_in := r.word;
+    elsif lower(r.word) in ('e', 'b', 'x', 'n') and r.next = '''' then
+      kind := 'string';
+      v_in := case when lower(r.word) = 'e' then 'e' else '''' end;
+      v_skip := 1;
+    elsif lower(r.word) = 'u' and r.next = '&' and r.after in ('''', '"') then
+      kind := case when r.after = '"' then 'quoted' else 'string' end;
+      v_in := r.after;
+      v_skip := 2;
+    elsif r.word = '$' and v_end < r.start and r.next = '$' then
+      kind := 'string';
+      v_in := '$$';
+      v_skip := 1;
+    elsif r.word = '$' and v_end < r.start and r.next ~ '^[A-Za-z_\u0080-\uffff]' and r.after = '$' then
+      kind := 'string';
+      v_in := '$' || r.next || '$';
+      v_skip := 2;
+    else
+      kind := case when r.word ~ '^[A-Za-z_\u0080-\uffff]' then 'name' when r.word ~ '^[0-9]' then 'number' else 'other' end;
+      token := lower(r.word);
+      -- A dollar sign that follows at once goes on with the name.
+      if kind = 'name' or r.word = '$' then
+        v_end := r.start + length(r.word) - 1;
+      end if;
+      return next;
+    end if;
   end loop;
-end $$;
+  if v_in not in ('', '--') then
+    raise syntax_error using
+      message = format('unterminated %s at position %s', case
+        when v_in = '/*' then 'comment' when v_in = '"' then 'quoted name' when v_in like '$%' then 'dollar-quoted string'
+        else 'quoted string' end, place);
+  end if;
+end $body$;
 
 -- 42601, with the position, unless a text can be put between parentheses and stay there.
 create or replace function sequin._check_expression(label text, expression text)
@@ -142,6 +135,7 @@ as $$
 declare
   v_token record;
   v_open int[] := '{}';
+  v_depth int := 0;
   v_count int := 0;
   v_problem text;
 begin
@@ -153,21 +147,29 @@ begin
   begin
     for v_token in select * from sequin._tokens(expression) loop
       v_count := v_count + 1;
-      if v_token.kind <> 'other' then
+      if v_token.kind in ('name', 'quoted') and v_token.token like '\_sequin%' then
+        raise undefined_column using
+          message = format('%s: there is no %s, at position %s', label, v_token.token, v_token.place),
+          hint = 'The names there are: new, old, action, table_name and committed_at.';
+      elsif v_token.kind <> 'other' then
         continue;
       elsif v_token.token = ';' then
         v_problem := format('syntax error at or near ";" at position %s', v_token.place);
       elsif v_token.token = '(' then
-        v_open := v_open || v_token.place;
-      elsif v_token.token = ')' and v_open = '{}' then
+        v_depth := v_depth + 1;
+        v_open[v_depth] := v_token.place;
+        if v_depth > 1000 then
+          v_problem := format('1000 parentheses in each other at position %s', v_token.place);
+        end if;
+      elsif v_token.token = ')' and v_depth = 0 then
         v_problem := format('a parenthesis that was not opened at position %s', v_token.place);
       elsif v_token.token = ')' then
-        v_open := v_open[1:cardinality(v_open) - 1];
+        v_depth := v_depth - 1;
       end if;
       exit when v_problem is not null;
     end loop;
-    if v_problem is null and v_open <> '{}' then
-      v_problem := format('a parenthesis that is not closed at position %s', v_open[cardinality(v_open)]);
+    if v_problem is null and v_depth > 0 then
+      v_problem := format('a parenthesis that is not closed at position %s', v_open[v_depth]);
     elsif v_count = 0 then
       v_problem := 'nothing there';
     end if;
@@ -345,6 +347,7 @@ declare
   v_hint text := coalesce(
     nullif(hint, ''), 'It is one SQL expression over new, old, action, table_name and committed_at: ''new.amount > 100''.');
   v_word text;
+  v_pattern text;
   v_place int;
 begin
   if left(code, 2) not in ('22', '42') or code = '42501' then
@@ -356,6 +359,11 @@ begin
     v_message := format('it is of type %s, and not boolean', substr(message, 52));
     v_hint := 'A filter is true or false: ''new.amount > 100''.';
     v_place := 1;
+  elsif code = '42P16' and message like 'column "\_sequin\_value" has pseudo-type %' then
+    code := '42804';
+    v_message := format('it is of type %s, and not jsonb', substr(message, 40));
+    v_hint := 'jsonb_build_object(''id'', new.id), to_jsonb(new), or a cast: (…)::jsonb.';
+    v_place := 1;
   end if;
   v_word := coalesce(
     substring(message from '(?:at or near|: |column reference|type modifier) "(.*)"'),
@@ -364,8 +372,13 @@ begin
     substring(message from '^operator does not exist: .*? ([-+*/<>=~!@#%^&|`?]+) '),
     substring(message from '"(.*)"'));
   if v_place is null and v_word <> '' then
-    if length(replace(lower(expression), lower(v_word), '')) = length(expression) - length(v_word) then
-      v_place := strpos(lower(expression), lower(v_word));
+    v_pattern := case
+      when v_word ~ '^\w' then '(?<!\w)%s(?!\w)'
+      when v_word ~ '^[-+*/<>=~!@#%^&|`?]+$' then '(?<![-+*/<>=~!@#%%^&|`?])%s(?![-+*/<>=~!@#%%^&|`?])'
+      else '%s' end;
+    v_pattern := '(?i)' || format(v_pattern, regexp_replace(v_word, '([][\\^$.|?*+(){}-])', '\\\1', 'g'));
+    if (select count(*) from regexp_matches(expression, v_pattern, 'g')) = 1 then
+      v_place := length((regexp_split_to_array(expression, v_pattern))[1]) + 1;
     elsif v_word = ')' and strpos(expression, ')') = 0 then
       v_place := length(expression) + 1;
       v_message := 'syntax error at the end of it,';

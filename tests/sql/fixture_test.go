@@ -66,7 +66,8 @@ type row struct {
 	note    string
 	table   string // default: item
 	changes string
-	hash    int32 // default: of table and key
+	record  string // default: of key, grp and note
+	hash    int32  // default: of table and key
 }
 
 // inserts returns an insert each of these keys.
@@ -114,6 +115,9 @@ func (f *fixture) writeAt(lsn string, rows ...row) []int64 {
 		}
 		counts[route]++
 		key, record := any(fmt.Sprint(r.key)), any(fmt.Sprintf(`{"id": %d, "grp": %d, "note": "%s"}`, r.key, r.grp, r.note))
+		if r.record != "" {
+			record = r.record
+		}
 		if r.action == "t" {
 			key, record = nil, nil
 		}
