@@ -343,6 +343,7 @@ immutable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_code text := code;
   v_message text := message;
   v_hint text := coalesce(
     nullif(hint, ''), 'It is one SQL expression over new, old, action, table_name and committed_at: ''new.amount > 100''.');
@@ -350,17 +351,21 @@ declare
   v_pattern text;
   v_place int;
 begin
-  if left(code, 2) not in ('22', '42') or code = '42501' then
+  if left(code, 2) not in ('22', '42', '3F', '54') or code = '42501' then
     return;
+  elsif code = '3F000' then
+    v_code := '42883';
+  elsif left(code, 2) = '54' then
+    v_code := '42601';
   elsif code = '42702' then
-    code := '42703';
+    v_code := '42703';
     v_hint := 'Say whose: new.column, or old.column.';
   elsif code = '42804' and message like 'argument of IS TRUE must be type boolean, not type %' then
     v_message := format('it is of type %s, and not boolean', substr(message, 52));
     v_hint := 'A filter is true or false: ''new.amount > 100''.';
     v_place := 1;
   elsif code = '42P16' and message like 'column "\_sequin\_value" has pseudo-type %' then
-    code := '42804';
+    v_code := '42804';
     v_message := format('it is of type %s, and not jsonb', substr(message, 40));
     v_hint := 'jsonb_build_object(''id'', new.id), to_jsonb(new), or a cast: (…)::jsonb.';
     v_place := 1;
@@ -384,12 +389,12 @@ begin
       v_message := 'syntax error at the end of it,';
     end if;
   end if;
-  if v_place is null then
+  if v_place is null and v_code = code then
     return;
   end if;
   raise exception using
-    errcode = code,
-    message = format('%s: %s at position %s', label, v_message, v_place),
+    errcode = v_code,
+    message = format('%s: %s', label, v_message) || case when v_place is null then '' else format(' at position %s', v_place) end,
     detail = left(expression, 200),
     hint = v_hint;
 end $$;
@@ -702,8 +707,9 @@ begin
     from pg_rewrite r where r.ev_class = views[v_i] and r.rulename = '_RETURN';
     execute 'drop view pg_temp._sequin_frame';
     v_known := case when kind = 'filter' then '(false IS TRUE)' else '''"_sequin"''::jsonb' end;
-    v_prefix := left(v_frame_def, strpos(v_frame_def, v_known) - 1);
-    v_suffix := substr(v_frame_def, length(v_prefix) + length(v_known) + 1);
+    v_suffix := substr(v_frame_def, strpos(v_frame_def, v_known) + length(v_known));
+    -- What begins on a line of its own, as CASE does, takes the space before it away.
+    v_prefix := rtrim(left(v_frame_def, strpos(v_frame_def, v_known) - 1));
 
     e.others := sequin._check_tree(label, kind, expression, v_tree, v_frame_tree);
     if length(v_prefix) = 0 or left(v_def, length(v_prefix)) <> v_prefix or right(v_def, length(v_suffix)) <> v_suffix
@@ -712,7 +718,7 @@ begin
         message = format('%s: it is not one expression', label),
         hint = 'It is one SQL expression over new, old, action, table_name and committed_at: ''new.amount > 100''.';
     end if;
-    e.compiled := substr(v_def, length(v_prefix) + 1, length(v_def) - length(v_prefix) - length(v_suffix));
+    e.compiled := btrim(substr(v_def, length(v_prefix) + 1, length(v_def) - length(v_prefix) - length(v_suffix)), e' \n');
     select a.atttypid into v_type from pg_attribute a where a.attrelid = views[v_i] and a.attnum = 1;
     if kind = 'transform' and v_type = 'json'::regtype then
       e.compiled := format('(%s)::jsonb', e.compiled);
