@@ -153,7 +153,9 @@ begin
       where new.filter is not null or new.transform is not null
       group by w.route_id, w.part) w
     cross join lateral sequin._decide(new, w.route_id, format(
-      '(select l.* from unnest(%L::bigint[]) w(seq) cross join lateral (select * from sequin.log l where l.route_id = %s and l.seq = w.seq) l) l',
+      -- One by one, wherever they are in the log.
+      '(select l.* from unnest(%L::bigint[]) w(seq)'
+      ' cross join lateral (select * from sequin.log l where l.route_id = %s and l.seq = w.seq offset 0) l offset 0) l',
       w.seqs, w.route_id)) d
   ), buried as materialized (
     select sequin._bury_undecided(new, d.seq, d.route_id, d.group_hash, d.error) from decided d where d.error is not null
