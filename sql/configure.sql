@@ -10,7 +10,9 @@ as $$
   select p.oid::regprocedure
   from pg_proc p
   where p.pronamespace = 'sequin'::regnamespace and p.prokind = 'f'
-    and (p.proname !~ '^(_|bridge_)' or p.proname in ('_create_stream', '_create_pipeline', '_event_table_sql', '_did_you_mean', '_distance', '_not_yet')
+    and (p.proname !~ '^(_|bridge_)' or p.proname in (
+           '_create_stream', '_create_consumer', '_alter_consumer', '_create_pipeline', '_event_table_sql', '_parse',
+           '_parse_statements', '_drop_views', '_stream_relations', '_explain_error', '_did_you_mean', '_distance', '_not_yet')
          -- A view's functions are called with its reader's rights.
          or exists (
            select from pg_depend d
@@ -108,6 +110,7 @@ revoke all on all functions in schema sequin from public;
 revoke all on all tables in schema sequin from public;
 revoke all on schema sequin from public;
 revoke all on type sequin._survey from public;
+revoke all on type sequin._expression from public;
 
 -- Roles that configure get what this version adds.
 do $$

@@ -107,7 +107,7 @@ begin
   c.lane_count := case when c.group_by = '{}' then 1 else 64 end;
   c := sequin._share(c);
   c.reads := case
-    when c.filter is not null or not c.actions @> '{insert,update,delete}' or 'truncate' = any (c.actions)
+    when c.filter is not null or c.transform is not null or not c.actions @> '{insert,update,delete}' or 'truncate' = any (c.actions)
       or cardinality(c.group_by) > 0 then 'feed'
     when c.group_by = '{}' then 'total'
     else 'key'
@@ -183,21 +183,25 @@ as $$
     limit 1) t on true
 $$;
 
-create or replace function sequin.create_consumer(
+-- Makes the consumer. See create_consumer, which has parsed filter and transform as its caller: as filter_views and
+-- transform_views.
+create or replace function sequin._create_consumer(
   name text,
   stream text,
-  filter text default null,
-  transform text default null,
-  actions text[] default '{insert,update,delete}',
-  group_by text[] default null,
-  start_at text default 'now',
-  start_row text default null,
-  ack_wait interval default '30 seconds',
-  max_deliver int default null,
-  max_ack_pending int default 10000,
-  backoff interval default '1 second',
-  max_backoff interval default '5 minutes',
-  if_not_exists boolean default false
+  filter text,
+  transform text,
+  actions text[],
+  group_by text[],
+  start_at text,
+  start_row text,
+  ack_wait interval,
+  max_deliver int,
+  max_ack_pending int,
+  backoff interval,
+  max_backoff interval,
+  if_not_exists boolean,
+  filter_views oid[],
+  transform_views oid[]
 )
 returns text
 language plpgsql
@@ -211,12 +215,6 @@ declare
 begin
   perform sequin._check_name('consumer', name);
   v_stream := sequin._stream(stream);
-  if filter is not null or transform is not null then
-    raise feature_not_supported using
-      message = format('consumer "%s": %s is not in this version', name,
-        case when filter is not null then 'filter' else 'transform' end),
-      hint = 'Leave it out, and choose or shape messages where they are received.';
-  end if;
   if start_at is null or start_at not in ('now', 'beginning', 'row') then
     raise invalid_parameter_value using
       message = format('consumer "%s": start_at is %s', name, coalesce(quote_literal(start_at), 'null')),
@@ -252,7 +250,7 @@ begin
   where t.id = any (v_new.routes) and exists (select from pg_class k where k.oid = t.relation_oid);
 
   perform pg_advisory_xact_lock(hashtextextended('sequin.create_consumer', 7190235));
-  select * into v_old from sequin.consumer c where c.name = create_consumer.name;
+  select * into v_old from sequin.consumer c where c.name = _create_consumer.name;
   if found then
     if if_not_exists
        and (v_old.stream_id, v_old.filter, v_old.transform, v_old.actions, v_old.group_by, v_old.start_at,
@@ -279,16 +277,57 @@ begin
   values (
     v_new.name, v_new.stream_id, v_new.routes, v_new.is_rows, v_new.reads, v_new.lane_count, v_new.lane_quota,
     v_new.permit_count, v_new.permit_size, v_new.filter, v_new.transform, v_new.actions, v_new.group_by, v_new.start_at, v_new.ack_wait, v_new.max_deliver,
-    v_new.max_ack_pending, v_new.backoff, v_new.max_backoff, v_new.start_lsn, v_new.start_base, v_new.feed_id);
+    v_new.max_ack_pending, v_new.backoff, v_new.max_backoff, v_new.start_lsn, v_new.start_base, v_new.feed_id)
+  returning id into v_new.id;
+  perform sequin._keep_expression(v_new, 'filter', filter, filter_views);
+  perform sequin._keep_expression(v_new, 'transform', transform, transform_views);
   return 'created';
+end $$;
+create or replace function sequin.create_consumer(
+  name text,
+  stream text,
+  filter text default null,
+  transform text default null,
+  actions text[] default '{insert,update,delete}',
+  group_by text[] default null,
+  start_at text default 'now',
+  start_row text default null,
+  ack_wait interval default '30 seconds',
+  max_deliver int default null,
+  max_ack_pending int default 10000,
+  backoff interval default '1 second',
+  max_backoff interval default '5 minutes',
+  if_not_exists boolean default false
+)
+returns text
+language plpgsql
+as $$
+-- Not a definer and no search_path of its own: names in filter and transform are looked up as the caller's would be.
+declare
+  v_filter_views pg_catalog.oid[];
+  v_transform_views pg_catalog.oid[];
+  v_result text;
+begin
+  if filter is not null or transform is not null then
+    v_filter_views := sequin._parse(
+      pg_catalog.format('consumer "%s": filter', name), sequin._stream_relations(stream, null), 'filter', filter);
+    v_transform_views := sequin._parse(
+      pg_catalog.format('consumer "%s": transform', name), sequin._stream_relations(stream, null), 'transform', transform);
+  end if;
+  v_result := sequin._create_consumer(
+    name, stream, filter, transform, actions, group_by, start_at, start_row, ack_wait, max_deliver, max_ack_pending,
+    backoff, max_backoff, coalesce(if_not_exists, false), v_filter_views, v_transform_views);
+  perform sequin._drop_views(v_filter_views);
+  perform sequin._drop_views(v_transform_views);
+  return v_result;
 end $$;
 comment on function sequin.create_consumer(text, text, text, text, text[], text[], text, text, interval, int, int, interval, interval, boolean) is
 'Makes a consumer: a named, durable reader of a stream, whose messages any number of workers share.
 
 name             1 to 48 bytes, kept as given
 stream           what it reads
-filter           not in this version
-transform        not in this version
+filter           an SQL boolean, as a trigger''s WHEN: only messages of which it is true are this consumer''s
+transform        an SQL expression to jsonb: what the messages have as their record
 actions          which of insert, update, delete, truncate it gets
 group_by         columns: messages with the same values are handed out in order, one batch at a time; default: the
                  primary key; ''{}'': one group, in total order
@@ -301,9 +340,25 @@ backoff          the delay after a first nack or expiry; doubles with each, with
 max_backoff      where the doubling ends
 if_not_exists    the same definition again is a no-op
 
-Returns created or unchanged. Needs SELECT on the stream''s tables.
-Errors: 42704 unknown stream, 42710 the name is taken, 22023 bad argument, 42703 unknown column in group_by, 42501 no
-right.';
+filter and transform are one expression each over
+  new           the row; null for delete and truncate
+  old           the row as it was; null for insert, read and truncate. Without REPLICA IDENTITY FULL the server does not
+                say what it was: then it has the key, and the rest of its columns are null
+  action        insert, update, delete, truncate or read
+  table_name, committed_at
+new and old are rows of the table: new.amount > 100 and old.status is distinct from new.status. A column of a domain is
+of the type that this is over, one of a composite type is text; a large value that an update did not touch is null where
+the server does not repeat it (metadata has it among unchanged). For a table of another database they are jsonb. They may
+call what is immutable or stable of the system''s and of trusted extensions'' functions. The time zone is UTC; now() is
+when the message comes to the consumer. Each message is decided on once, then. One that fails (a division by zero) becomes
+a dead letter with the error, and the others go on: sequin.redrive() tries again. When a column they name is dropped,
+renamed, or given another type, the consumer waits, with the reason in sequin.consumers, until it is altered or the column
+is back. Groups are made of the row, not of what transform makes of it.
+
+Returns created or unchanged. Needs SELECT on the stream''s tables, and the right to make temporary tables for filter and
+transform.
+Errors: 42704 unknown stream, 42710 the name is taken, 22023 bad argument, 42703 unknown column in group_by, filter or
+transform, 42601 a filter or transform that is no plain expression, 42804 one of another type, 42501 no right.';
 
 -- Gives what a consumer has pending the shape that alter_consumer asks for. The caller holds every lane's lock; an ack
 -- under way, which does not wait for it, may be waiting for a lane's row that is written here, and has written another:
@@ -315,7 +370,8 @@ set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 as $$
 begin
-  if new.actions is distinct from old.actions or new.group_by is distinct from old.group_by then
+  if (new.actions, new.group_by, new.filter, new.transform) is distinct from
+     (old.actions, old.group_by, old.filter, old.transform) then
     return sequin._reshape(old, sequin._shape(new));
   elsif new.max_ack_pending <> old.max_ack_pending then
     new := sequin._share(new);
@@ -324,19 +380,22 @@ begin
   return new;
 end $$;
 
-create or replace function sequin.alter_consumer(
+-- Changes the consumer. See alter_consumer, which has parsed filter and transform as its caller.
+create or replace function sequin._alter_consumer(
   name text,
-  filter text default null,
-  transform text default null,
-  actions text[] default null,
-  group_by text[] default null,
-  start_at text default null,
-  start_row text default null,
-  ack_wait interval default null,
-  max_deliver int default null,
-  max_ack_pending int default null,
-  backoff interval default null,
-  max_backoff interval default null
+  filter text,
+  transform text,
+  actions text[],
+  group_by text[],
+  start_at text,
+  start_row text,
+  ack_wait interval,
+  max_deliver int,
+  max_ack_pending int,
+  backoff interval,
+  max_backoff interval,
+  filter_views oid[],
+  transform_views oid[]
 )
 returns text
 language plpgsql
@@ -348,14 +407,10 @@ declare
   v_old sequin.consumer;
   v_new sequin.consumer;
   v_void text;
+  v_is_another boolean := false;
 begin
   v_old := sequin._consumer(name);
-  if filter is not null or transform is not null then
-    raise feature_not_supported using
-      message = format('consumer "%s": %s is not in this version', name,
-        case when filter is not null then 'filter' else 'transform' end),
-      hint = 'Leave it out.';
-  elsif start_at is not null or start_row is not null then
+  if start_at is not null or start_row is not null then
     raise invalid_parameter_value using
       message = format('consumer "%s" has started already', name),
       hint = 'sequin.rewind(consumer, …) goes back; a new consumer starts where it is told.';
@@ -373,6 +428,8 @@ begin
   if actions is not null then
     v_new.actions := array(select distinct a.action from unnest(actions) a(action) order by a.action);
   end if;
+  v_new.filter := nullif(coalesce(filter, v_old.filter), '');
+  v_new.transform := nullif(coalesce(transform, v_old.transform), '');
   v_new.group_by := coalesce(group_by, v_old.group_by);
   v_new.ack_wait := coalesce(ack_wait, v_old.ack_wait);
   v_new.max_deliver := case when max_deliver = 0 then null else coalesce(max_deliver, v_old.max_deliver) end;
@@ -380,8 +437,14 @@ begin
   v_new.backoff := coalesce(backoff, v_old.backoff);
   v_new.max_backoff := coalesce(max_backoff, v_old.max_backoff);
   perform sequin._check_consumer(v_new);
+  if filter is not null then
+    v_is_another := sequin._keep_expression(v_new, 'filter', v_new.filter, filter_views);
+  end if;
+  if transform is not null then
+    v_is_another := sequin._keep_expression(v_new, 'transform', v_new.transform, transform_views) or v_is_another;
+  end if;
   if v_new is not distinct from v_old then
-    return 'unchanged';
+    return case when v_is_another then 'altered' else 'unchanged' end;
   end if;
   if v_new.group_by is distinct from v_old.group_by then
     perform sequin._check_group_by(v_new);
@@ -395,7 +458,7 @@ begin
     end;
   end loop;
   update sequin.consumer c
-  set actions = v_new.actions, group_by = v_new.group_by, ack_wait = v_new.ack_wait, max_deliver = v_new.max_deliver,
+  set filter = v_new.filter, transform = v_new.transform, actions = v_new.actions, group_by = v_new.group_by, ack_wait = v_new.ack_wait, max_deliver = v_new.max_deliver,
       max_ack_pending = v_new.max_ack_pending, backoff = v_new.backoff, max_backoff = v_new.max_backoff,
       reads = v_new.reads, lane_count = v_new.lane_count, lane_quota = v_new.lane_quota,
       permit_count = v_new.permit_count, permit_size = v_new.permit_size, feed_id = v_new.feed_id,
@@ -403,13 +466,52 @@ begin
   where c.id = v_old.id;
   return 'altered';
 end $$;
+create or replace function sequin.alter_consumer(
+  name text,
+  filter text default null,
+  transform text default null,
+  actions text[] default null,
+  group_by text[] default null,
+  start_at text default null,
+  start_row text default null,
+  ack_wait interval default null,
+  max_deliver int default null,
+  max_ack_pending int default null,
+  backoff interval default null,
+  max_backoff interval default null
+)
+returns text
+language plpgsql
+as $$
+-- As create_consumer.
+declare
+  v_filter_views pg_catalog.oid[];
+  v_transform_views pg_catalog.oid[];
+  v_result text;
+begin
+  if filter operator(pg_catalog.<>) '' or transform operator(pg_catalog.<>) '' then
+    v_filter_views := sequin._parse(
+      pg_catalog.format('consumer "%s": filter', name), sequin._stream_relations(null, name), 'filter', nullif(filter, ''));
+    v_transform_views := sequin._parse(
+      pg_catalog.format('consumer "%s": transform', name), sequin._stream_relations(null, name), 'transform', nullif(transform, ''));
+  end if;
+  v_result := sequin._alter_consumer(
+    name, filter, transform, actions, group_by, start_at, start_row, ack_wait, max_deliver, max_ack_pending, backoff,
+    max_backoff, v_filter_views, v_transform_views);
+  perform sequin._drop_views(v_filter_views);
+  perform sequin._drop_views(v_transform_views);
+  return v_result;
+end $$;
 comment on function sequin.alter_consumer(text, text, text, text[], text[], text, text, interval, int, int, interval, interval) is
-'Changes a consumer''s options; what is null stays as it is, and max_deliver => 0 means without end. Where it stands is
-kept: nothing is lost and nothing comes twice. Waits for workers that are receiving or acknowledging; a change of
-actions or group_by sorts what is pending anew, which takes time in proportion.
+'Changes a consumer''s options; what is null stays as it is. filter => '''' and transform => '''' mean none any more, and
+max_deliver => 0 means without end. Where it stands is kept: nothing is lost and nothing comes twice. Waits for workers
+that are receiving or acknowledging; a change of filter, transform, actions or group_by decides on what is pending anew,
+and sorts it, which takes time in proportion. What is out, or backs off, stays as it was handed out, and what an earlier
+filter has left out stays out.
 
 Returns altered or unchanged.
-Errors: 42704 unknown consumer, 22023 bad argument, 42703 unknown column in group_by.';
+Errors: 42704 unknown consumer, 22023 bad argument, 42703 unknown column in group_by, filter or transform, 42601 a filter
+or transform that is no plain expression, 42804 one of another type, 42501 no right.';
 
 create or replace function sequin.drop_consumer(name text, if_exists boolean default false)
 returns text

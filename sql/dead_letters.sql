@@ -26,11 +26,12 @@ begin
   foreach v_lane in array v_lanes loop
     v_void := pg_advisory_xact_lock(sequin._lane_key(c.name, v_lane));
   end loop;
+  perform sequin._decide_again(c, seqs);
   foreach v_lane in array v_lanes loop
     s := sequin._lane(c.id, v_lane);
     with gone as (
       delete from sequin.dead_letter d
-      where d.consumer_id = c.id and d.lane = v_lane and (seqs is null or d.seq = any (seqs))
+      where d.consumer_id = c.id and d.lane = v_lane and (seqs is null or d.seq = any (seqs)) and not d.is_undecided
       returning d.*
     ), held as (
       -- Its group is held back from here on; what of it is out with the lane's lease comes first.
@@ -62,9 +63,12 @@ begin
   return v_total;
 end $$;
 comment on function sequin.redrive(text, bigint[]) is
-'Puts dead letters back: they are delivered again, counting from one, each before whatever is left of its group.
+'Puts dead letters back: they are delivered again, counting from one, each before whatever is left of its group. Those
+that filter or transform failed on are decided on again: what fails again stays, with the new error, and what is not the
+consumer''s goes.
 
 consumer  whose
 seqs      which; default: all of them
 
-Returns how many. Errors: 42704 unknown consumer, 25006 read only transaction or replica.';
+Returns how many. Errors: 42704 unknown consumer, 25006 read only transaction or replica, 55000 the filter or transform
+cannot be evaluated as it is.';

@@ -203,7 +203,7 @@ begin
     return query
       select c.id, l.seq, g.lane, f.group_hash, 0, l.committed_at, null::timestamptz, null::bigint, null::int, false, false,
              null::timestamptz, null::text, l.route_id, l.committed_at, l.action, l.table_schema, l.table_name,
-             l.record_pk, l.record, l.changes, l.metadata
+             l.record_pk, case when c.transform is null then l.record else f.record end, l.changes, l.metadata
       from (
         select f.* from sequin.feed f
         where f.feed_id = c.feed_id and f.lane = g.lane and f.seq > g.after_seq and f.seq <= upto

@@ -67,6 +67,9 @@ begin
   if v_count = 0 and sequin._segment_end(v_last.seq) = sequin._segment_end(v_head) then
     return 0;
   end if;
+  if c.filter is not null or c.transform is not null then
+    return sequin._feed_decided(c, v_last, v_upto, v_count);
+  end if;
   with added as (
     insert into sequin.feed (feed_id, seq, route_id, group_hash, lane)
     select c.feed_id, g.seq, g.route_id, g.group_hash, g.group_hash & (c.lane_count - 1)
@@ -142,13 +145,32 @@ begin
     cross join lateral (select (sequin._lane(old.id, g.lane)).*) l
     cross join lateral sequin._rows(old, g.lane, g.after_seq, l.upto_seq, 9223372036854775807) r
     where g.consumer_id = old.id and r.group_hash = g.group_hash
+  ), decided as materialized (
+    select w.route_id, d.*
+    from (
+      select w.route_id, array_agg(w.seq) as seqs
+      from (select w.*, row_number() over (partition by w.route_id order by w.seq) / 10000 as part from waiting w) w
+      where new.filter is not null or new.transform is not null
+      group by w.route_id, w.part) w
+    cross join lateral sequin._decide(new, w.route_id, format(
+      -- One by one, wherever they are in the log.
+      '(select l.* from unnest(%L::bigint[]) w(seq)'
+      ' cross join lateral (select * from sequin.log l where l.route_id = %s and l.seq = w.seq offset 0) l offset 0) l',
+      w.seqs, w.route_id)) d
+  ), buried as materialized (
+    select sequin._bury_undecided(new, d.seq, d.route_id, d.group_hash, d.error) from decided d where d.error is not null
   ), sorted as (
-    select w.seq, w.route_id, sequin._regroup(new, w.route_id, w.seq, w.group_hash, w.record) as group_hash
+    select w.seq, w.route_id, sequin._regroup(new, w.route_id, w.seq, w.group_hash, w.record) as group_hash, null::jsonb as record
     from waiting w
-    where sequin._is_chosen(new, w.action)
+    where new.filter is null and new.transform is null and sequin._is_chosen(new, w.action)
+    union all
+    select d.seq, d.route_id, d.group_hash, d.record from decided d where d.error is null
   ), added as (
-    insert into sequin.feed (feed_id, seq, route_id, group_hash, lane)
-    select new.feed_id, w.seq, w.route_id, w.group_hash, w.group_hash & (new.lane_count - 1) from sorted w order by w.seq
+    insert into sequin.feed (feed_id, seq, route_id, group_hash, lane, record)
+    select new.feed_id, w.seq, w.route_id, w.group_hash, w.group_hash & (new.lane_count - 1), w.record
+    from sorted w
+    where (select count(*) from buried) >= 0
+    order by w.seq
     returning lane
   )
   insert into sequin.feed_progress (feed_id, step, seq, lanes, total)
@@ -203,7 +225,8 @@ begin
   return new;
 end $$;
 
--- A message's group under a consumer's new shape. By key it is the log's.
+-- A message's group under a consumer's new shape. By key it is the log's; by columns, the row's, and not what a transform
+-- has made of it, as long as the log has it.
 create or replace function sequin._regroup(c sequin.consumer, route_id int, seq bigint, group_hash int, record jsonb)
 returns int
 language sql
@@ -212,7 +235,8 @@ set search_path = pg_catalog, pg_temp
 as $$
   select case
     when c.group_by = '{}' then 0
-    when c.group_by is not null then sequin._group_hash(record, c.group_by)
+    when c.group_by is not null then sequin._group_hash(
+      coalesce((select l.record from sequin.log l where l.route_id = $2 and l.seq = $3), record), c.group_by)
     else coalesce((select l.group_hash from sequin.log l where l.route_id = $2 and l.seq = $3), group_hash)
   end
 $$;

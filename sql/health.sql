@@ -109,14 +109,20 @@ begin
 
   return query
     select format('consumer %s', c.name),
-           case when d.dead_letters > 0 or d.lag_seconds > extract(epoch from v_setting.keep) then 'warning' else 'ok' end,
+           case when r.error is not null then 'error'
+                when d.dead_letters > 0 or d.lag_seconds > extract(epoch from v_setting.keep) then 'warning' else 'ok' end,
+           coalesce(r.error || '; ', '') ||
            format('%s pending, %s in flight, %s waiting, %s dead letters%s', d.pending, d.in_flight, d.waiting,
              d.dead_letters, case when c.paused_at is not null then ', paused' else '' end),
-           case when d.dead_letters > 0 then format('select * from sequin.dead_letters where consumer = %L;', c.name)
+           case when r.error is not null then (
+                  select format('select sequin.alter_consumer(%L, %s);', c.name, string_agg(k.kind || ' => …', ', ' order by k.kind))
+                  from (values ('filter', c.filter), ('transform', c.transform)) k(kind, text) where k.text is not null)
+                when d.dead_letters > 0 then format('select * from sequin.dead_letters where consumer = %L;', c.name)
                 when d.lag_seconds > extract(epoch from v_setting.keep)
                   then format('It is %s behind, and the log is kept for it.', justify_interval(make_interval(secs => round(d.lag_seconds)))) end
     from sequin.consumer c
     join sequin.consumer_status d on d.name = c.name
+    cross join lateral (select sequin._consumer_error(c) as error) r
     order by c.name;
 
   return query

@@ -22,6 +22,8 @@ names.sql
 lanes.sql
 segments.sql
 streams.sql
+expressions.sql
+filters.sql
 consumers.sql
 grants.sql
 survey.sql

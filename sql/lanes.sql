@@ -102,7 +102,7 @@ begin
   when 'feed' then
     return query
       select f.seq, l.committed_at, f.route_id, f.group_hash, l.action, l.table_schema, l.table_name,
-             l.record_pk, l.record, l.changes, l.metadata
+             l.record_pk, case when consumer.transform is null then l.record else f.record end, l.changes, l.metadata
       from (
         select * from sequin.feed f
         where f.feed_id = consumer.feed_id and f.lane = _rows.lane and f.seq > after and f.seq <= upto

@@ -91,7 +91,8 @@ what the kept log takes.';
 
 create or replace view sequin.consumer_status as
 select c.name, s.name as stream,
-       case when c.paused_at is not null then 'paused' when c.start_seq is null then 'starting' else 'active' end as state,
+       case when c.paused_at is not null then 'paused' when sequin._consumer_error(c) is not null then 'error'
+            when c.start_seq is null then 'starting' else 'active' end as state,
        case when pg_is_in_recovery() then null
             else greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), coalesce(d.oldest_unacked_lsn, p.confirmed_flush_lsn, p.applied_lsn)), 0)::bigint
        end as lag_bytes,

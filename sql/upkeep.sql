@@ -48,10 +48,11 @@ begin
   if v_has_freed and c.paused_at is null then
     perform pg_notify('sequin.' || c.name, '');
   end if;
-  return v_has_freed;
+  return v_has_freed or sequin._is_feed_behind(c);
 end $$;
 comment on function sequin.bridge_tend(int) is
-'For the bridge, every second or so: starts a consumer, ends leases that have run out. Returns whether it did.';
+'For the bridge, every second or so: starts a consumer, ends leases that have run out. Returns whether it did, or whether
+its feed is behind.';
 
 -- Adds the next messages to a consumer's feed. How many rows of the log it looked at.
 create or replace function sequin.bridge_feed(consumer_id int, max_rows int)

@@ -19,13 +19,17 @@ comment on view sequin.streams is 'Streams, and the tables they are made of.';
 
 create or replace view sequin.consumers as
 select c.id, c.name, s.name as stream,
-       case when c.paused_at is not null then 'paused' when c.start_seq is null then 'starting' else 'active' end as state,
+       case when c.paused_at is not null then 'paused' when r.error is not null then 'error'
+            when c.start_seq is null then 'starting' else 'active' end as state,
        c.filter, c.transform, c.actions, c.group_by, c.start_at, c.ack_wait, c.max_deliver, c.max_ack_pending, c.backoff,
-       c.max_backoff, c.paused_at, c.created_at
+       c.max_backoff, c.paused_at, c.created_at, r.error
 from sequin.consumer c
-join sequin.stream s on s.id = c.stream_id;
+join sequin.stream s on s.id = c.stream_id
+cross join lateral (select sequin._consumer_error(c) as error) r;
 comment on view sequin.consumers is
-'Consumers and their options. state: starting (it waits for the log to pass the moment it was made), active, paused.';
+'Consumers and their options. state: starting (it waits for the log to pass the moment it was made), active, paused, or
+error: its filter or transform cannot be evaluated as things are. It waits, and loses nothing, until alter_consumer gives
+it another, or what error names is back.';
 
 create or replace view sequin.messages as
 select s.name as stream, l.seq, sequin._action(l.action) as action, l.table_schema, l.table_name, l.record_pk, l.record,
@@ -82,7 +86,8 @@ select c.name as consumer, d.seq, sequin._action(d.action) as action, d.table_sc
 from sequin.dead_letter d
 join sequin.consumer c on c.id = d.consumer_id;
 comment on view sequin.dead_letters is
-'Messages that were given up after max_deliver deliveries. sequin.redrive(consumer, seqs) puts them back.';
+'Messages that were given up after max_deliver deliveries, or that a filter or transform failed on (deliver_count is 0).
+sequin.redrive(consumer, seqs) puts them back.';
 
 create or replace view sequin.webhooks as
 select null::int as id, null::text as name, null::text as stream, null::text as url, null::text as state where false;

@@ -40,7 +40,7 @@ func TestAlterOptions(t *testing.T) {
 	for options, code := range map[string]string{
 		`ack_wait => '0'`: "22023", `max_ack_pending => 0`: "22023", `max_deliver => -1`: "22023", `backoff => '-1 s'`: "22023",
 		`max_backoff => '1 s'`: "22023", `actions => '{}'`: "22023", `actions => '{upsert}'`: "22023", `group_by => '{nothing}'`: "42703",
-		`start_at => 'now'`: "22023", `filter => 'true'`: "0A000", `transform => 'record'`: "0A000",
+		`start_at => 'now'`: "22023", `filter => 'nothing'`: "42703", `transform => 'new.id'`: "42804",
 	} {
 		if e := f.Error(`select sequin.alter_consumer('c', ` + options + `)`); e.Code != code || e.Hint == "" {
 			t.Errorf("%s: %s %s, hint %q, want %s", options, e.Code, e.Message, e.Hint, code)

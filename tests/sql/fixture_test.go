@@ -22,6 +22,7 @@ type fixture struct {
 	*pgtest.DB
 	step, lastSeq int64
 	route         int32 // of item
+	routes        map[string]int32
 }
 
 // querier is a pool, a connection or a transaction.
@@ -35,7 +36,7 @@ type querier interface {
 func setup(t *testing.T, mode string) *fixture {
 	t.Helper()
 	t.Parallel()
-	f := &fixture{DB: pgtest.New(t)}
+	f := &fixture{DB: pgtest.New(t), routes: map[string]int32{}}
 	f.Exec(`create table item (id int primary key, grp int, note text); alter table item replica identity full`)
 	f.Exec(`create table other (id int primary key, grp int, note text); alter table other replica identity full`)
 	f.Exec(`select sequin.create_stream('s', '{item}', mode => $1)`, mode)
@@ -66,7 +67,8 @@ type row struct {
 	note    string
 	table   string // default: item
 	changes string
-	hash    int32 // default: of table and key
+	record  string // default: of key, grp and note
+	hash    int32  // default: of table and key
 }
 
 // inserts returns an insert each of these keys.
@@ -110,10 +112,17 @@ func (f *fixture) writeAt(lsn string, rows ...row) []int64 {
 		seqs = append(seqs, f.lastSeq)
 		route, table := f.route, "item"
 		if r.table != "" && r.table != table {
-			route, table = f.routeOf(r.table), r.table
+			route, table = f.routes[r.table], r.table
+			if route == 0 {
+				route = f.routeOf(r.table)
+				f.routes[r.table] = route
+			}
 		}
 		counts[route]++
 		key, record := any(fmt.Sprint(r.key)), any(fmt.Sprintf(`{"id": %d, "grp": %d, "note": "%s"}`, r.key, r.grp, r.note))
+		if r.record != "" {
+			record = r.record
+		}
 		if r.action == "t" {
 			key, record = nil, nil
 		}

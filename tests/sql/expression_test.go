@@ -1,0 +1,306 @@
+package sql
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"sequin/tests/pgtest"
+)
+
+// What somebody may try in the place of a filter. secret is a table that its author may not read; evil() would tell
+// that it ran; and the table's columns are of types that evil() is in.
+const hostileSQL = `
+create extension if not exists citext;
+create table secret (word text); insert into secret values ('hush');
+create table ran (who text);
+create function evil() returns boolean language plpgsql security invoker as $$ begin insert into ran values (current_user); return true; end $$;
+create function evil(int) returns boolean language plpgsql stable as $$ begin return exists (select from secret); end $$;
+create function evil_cast(text) returns int language plpgsql immutable as $$ begin perform evil(); return 1; end $$;
+create function is_even(int) returns boolean language sql immutable as 'select $1 % 2 = 0';
+create function runs(int) returns boolean language plpgsql volatile as $$ begin insert into ran values (current_user); return true; end $$;
+create domain checked as int check (runs(value));
+create type pair as (a int, b checked);
+create type checks as range (subtype = checked);
+create type mood as enum ('sad', 'happy');
+create function mood_json(mood) returns json language plpgsql immutable as $$ begin insert into ran values (current_user); return '1'; end $$;
+create type cast_mood as enum ('sad', 'happy');
+create function cast_mood_json(cast_mood) returns json language plpgsql as $$ begin insert into ran values (current_user); return '1'; end $$;
+create cast (cast_mood as json) with function cast_mood_json(cast_mood);
+create operator === (leftarg = int, rightarg = int, function = evil_eq);`
+
+// Each is refused when the consumer is made, with this SQLSTATE; or it is harmless: what it chooses of ten rows is known.
+var hostile = []struct {
+	name, filter string
+	code         string
+	chosen       int
+}{
+	{name: "two statements", filter: `true; drop table item`, code: "42601"},
+	{name: "out of the parentheses", filter: `true) or (select true`, code: "42601"},
+	{name: "out and on", filter: `true); drop table item; --`, code: "42601"},
+	{name: "a comment that hides the rest", filter: `new.id <= 3 -- and false`, chosen: 3},
+	{name: "a comment that hides a parenthesis", filter: `new.id <= 3 /* ) /* ) */ ( */`, chosen: 3},
+	{name: "a comment without end", filter: `true /* /* */`, code: "42601"},
+	{name: "a parenthesis in a comment", filter: `(new.id <= 3 -- )`, code: "42601"},
+	{name: "a string without end", filter: `new.note = '1`, code: "42601"},
+	{name: "a string with everything", filter: `new.note = ') -- ; /*' or new.id <= 2`, chosen: 2},
+	{name: "a doubled quote", filter: `new.note = 'it''s' or new.id = 1`, chosen: 1},
+	{name: "an escaped quote", filter: `new.note = E'\'); drop table item; --' or new.id = 1`, chosen: 1},
+	{name: "a backslash that is no escape", filter: `new.note = '\' or new.id = 1`, chosen: 1},
+	{name: "unicode strings", filter: `new.note = U&'\0031' or U&"new"."grp" = 99`, chosen: 1},
+	{name: "a name in quotes with a quote", filter: `new."no""te" = '1'`, code: "42703"},
+	{name: "dollar quotes", filter: `new.note = $$1$$ or new.note = $a$2$a$`, chosen: 2},
+	{name: "dollar quotes that hide", filter: `new.note = $a$); drop table item; $$ -- $a$ or new.id = 1`, chosen: 1},
+	{name: "dollar quotes without end", filter: `new.note = $a$1$b$`, code: "42601"},
+	{name: "a parameter", filter: `new.id = $1`, code: "42P02"},
+	{name: "a subquery", filter: `exists (select from secret)`, code: "42601"},
+	{name: "a subquery in a row", filter: `(select word from secret) = 'hush'`, code: "42601"},
+	{name: "an array of a subquery", filter: `cardinality(array(select word from secret)) = 1`, code: "42601"},
+	{name: "table", filter: `(table secret) = 'hush'`, code: "42601"},
+	{name: "values", filter: `(values (true))`, code: "42601"},
+	{name: "with", filter: `(with x as (insert into ran values ('x') returning 1) select true)`, code: "0A000"},
+	{name: "union", filter: `true union select true`, code: "42601"},
+	{name: "from", filter: `true from secret`, code: "42601"},
+	{name: "another column", filter: `true as x, true`, code: "42601"},
+	{name: "a row", filter: `new.id, true`, code: "42804"},
+	{name: "a row that is compared", filter: `(new.id, new.note) <= (3, '9')`, chosen: 3},
+	{name: "the whole row", filter: `new is not null and new = old is not true`, chosen: 10},
+	{name: "the whole row as text", filter: `new::text like '(1,%'`, chosen: 1},
+	{name: "a function with side effects", filter: `evil()`, code: "42601"},
+	{name: "a function that reads", filter: `evil(new.id)`, code: "42601"},
+	{name: "an immutable function of one's own", filter: `is_even(new.id)`, code: "42601"},
+	{name: "a volatile function", filter: `random() < 0.5`, code: "42601"},
+	{name: "sleep", filter: `pg_sleep(100) is not null`, code: "42601"},
+	{name: "a sequence", filter: `nextval('sequin.turn') > 0`, code: "42601"},
+	{name: "a setting", filter: `set_config('role', 'postgres', false) <> ''`, code: "42601"},
+	{name: "a look at a setting", filter: `current_setting('data_directory') like '/%'`, code: "42601"},
+	{name: "a file", filter: `pg_read_file('/etc/passwd') like 'root%'`, code: "42601"},
+	{name: "a directory", filter: `pg_ls_dir('/') = 'etc'`, code: "42804"},
+	{name: "query_to_xml", filter: `query_to_xml('select * from secret', true, true, '') is not null`, code: "42601"},
+	{name: "table_to_xml", filter: `table_to_xml('secret', true, true, '')::text like '%hush%'`, code: "42601"},
+	{name: "database_to_xml", filter: `database_to_xml(true, true, '') is not null`, code: "42601"},
+	{name: "ts_rewrite", filter: `ts_rewrite('a'::tsquery, 'select ''a''::tsquery, word::tsquery from secret') is not null`, code: "42601"},
+	{name: "pg_input_is_valid", filter: `to_regclass('secret') is not null`, code: "42601"},
+	{name: "a large object", filter: `lo_import('/etc/passwd') > 0`, code: "42601"},
+	{name: "terminating others", filter: `pg_terminate_backend(1)`, code: "42601"},
+	{name: "an aggregate", filter: `count(*) > 0`, code: "42601"},
+	{name: "an aggregate of a column", filter: `bool_or(new.id > 0)`, code: "42803"},
+	{name: "a window function", filter: `row_number() over () = 1`, code: "42601"},
+	{name: "a set", filter: `generate_series(1, 3) = 1`, code: "42804"},
+	{name: "a set of a column", filter: `unnest(array[true, false])`, code: "42804"},
+	{name: "an operator of one's own", filter: `new.id === 1`, code: "42601"},
+	{name: "a cast that fails at once", filter: `new.id = 'x'::int`, code: "22P02"},
+	{name: "what fails at once", filter: `1 / 0 = 1`, code: "22012"},
+	{name: "a cast of one's own", filter: `new.feeling::json is not null`, code: "42846"},
+	{name: "a cast inside to_jsonb", filter: `to_jsonb(new.feeling) = '"sad"'`, chosen: 10},
+	{name: "a cast of a literal", filter: `to_jsonb('sad'::cast_mood) = '1'`, code: "42601"},
+	{name: "a domain", filter: `new.id::checked > 0`, code: "42601"},
+	{name: "a domain of a literal", filter: `'1'::checked > 0`, code: "42601"},
+	{name: "domains in an array", filter: `'{1}'::checked[] is not null`, code: "42501"},
+	{name: "a domain in a row", filter: `'(1,2)'::pair is not null`, code: "42501"},
+	{name: "a domain in a range", filter: `'[1,2]'::checks is not null`, code: "42501"},
+	{name: "a domain in a populated row", filter: `(jsonb_populate_record(null::pair, '{"b": 1}')).b = 1`, code: "42601"},
+	{name: "a domain by its input function", filter: `domain_in('1', 'checked'::regtype, -1) is not null`, code: "42601"},
+	{name: "columns of domains", filter: `new.n = 1 and new.ns = '{1,2}' and new.p = '(1,2)' and new.r = '[1,2)'`, chosen: 10},
+	{name: "the whole of them", filter: `to_jsonb(new) ->> 'n' = '1'`, chosen: 10},
+	{name: "a reference to what it is evaluated in", filter: `_sequin_m.record is null`, code: "42703"},
+	{name: "a name that shadows", filter: `abs(new.id) = 1 and upper(new.note) = '0'`, chosen: 1},
+	{name: "a column called as a name", filter: `new.action = 'x' and action = 'insert'`, chosen: 10},
+	{name: "an unreadable function", filter: `citext_eq(new.note::citext, '1')`, chosen: 1},
+	{name: "who it is", filter: `current_user = 'postgres'`, chosen: 10}, // which says nothing of the message, and no more than a view of sequin's
+	{name: "xml with an entity", filter: `xml('<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><x>&e;</x>')::text like '%root%'`, chosen: 0},
+	{name: "very long", filter: `new.id in (` + strings.Repeat("0, ", 20000) + `1)`, chosen: 1},
+	{name: "too long", filter: strings.Repeat(" ", 100001) + "true", code: "22023"},
+	{name: "very deep", filter: strings.Repeat("(", 40000) + "true" + strings.Repeat(")", 40000), code: "42601"},
+	{name: "a conjunction of thousands", filter: "new.id = 1" + strings.Repeat(" and true", 5000), chosen: 1},
+	{name: "null", filter: `null`, chosen: 0},
+	{name: "nothing", filter: " \n\t", code: "42601"},
+	{name: "only a comment", filter: "-- true", code: "42601"},
+	{name: "a keyword", filter: `select`, code: "42601"},
+	{name: "default", filter: `default`, code: "42601"},
+	{name: "an asterisk", filter: `*`, code: "42601"},
+	{name: "another row's columns", filter: `item.id = 1`, code: "42P01"},
+	{name: "system columns", filter: `new.ctid is not null`, code: "42703"},
+}
+
+// A role that configures tries them all. None of what they are after happens: nothing is read that it may not read, and
+// nothing runs with other rights than its own.
+func TestHostileFilters(t *testing.T) {
+	f := setup(t, "changes")
+	f.Exec(`create function evil_eq(int, int) returns boolean language plpgsql immutable as $$ begin perform evil(); return true; end $$`)
+	f.Exec(hostileSQL)
+	f.Exec(`alter table item add action text, add n checked, add ns checked[], add p pair, add r checks, add feeling mood`)
+	admin := "admin_" + f.Name
+	f.Exec(`create role ` + admin + ` login`)
+	f.Cleanup(func() { f.Exec(`drop owned by ` + admin + ` cascade; drop role ` + admin) })
+	f.Exec(`select sequin.grant_configure($1)`, admin)
+	f.Exec(`grant select on item to ` + admin + `; grant create on schema public to ` + admin)
+	f.Exec(`create schema shadow; grant usage on schema shadow to ` + admin)
+	f.Exec(`
+		create function shadow.abs(int) returns int language sql immutable as 'select 1';
+		create function shadow.upper(text) returns text language plpgsql as $$ begin insert into public.ran values (current_user); return '0'; end $$`)
+	conn := f.ConnectAs(admin)
+	if _, err := conn.Exec(t.Context(), `set search_path = public, shadow`); err != nil {
+		t.Fatal(err)
+	}
+	made := map[string]int{}
+	for i, test := range hostile {
+		name := fmt.Sprintf("c%d", i)
+		_, err := conn.Exec(t.Context(), `select sequin.create_consumer($1, 's', filter => $2)`, name, test.filter)
+		var e *pgconn.PgError
+		switch {
+		case err == nil && test.code == "":
+			made[name] = i
+		case errors.As(err, &e) && e.Code == test.code:
+		default:
+			t.Errorf("%s: %.100s: got %v, want %q", test.name, test.filter, err, test.code)
+		}
+	}
+	var rows []row
+	for i := range 10 {
+		rows = append(rows, row{action: "i", key: i + 1, record: fmt.Sprintf(
+			`{"id": %d, "grp": 0, "note": "%d", "action": "x", "n": 1, "ns": [1, 2], "p": "(1,2)", "r": "[1,2)", "feeling": "sad"}`, i+1, i)})
+	}
+	f.write(rows...)
+	for name, i := range made {
+		got := len(f.messages(f.Pool, fmt.Sprintf(`select 0::bigint, seq, action, table_name, record_pk, '', null::text, 1 from sequin.pop('%s', 100)`, name)))
+		dead := pgtest.Value[string](f.DB, `select coalesce(min(error), '') from sequin.dead_letters where consumer = $1`, name)
+		if got != hostile[i].chosen || dead != "" {
+			t.Errorf("%s: %.100s: it chooses %d, want %d %s", hostile[i].name, hostile[i].filter, got, hostile[i].chosen, dead)
+		}
+	}
+	if who := pgtest.Column[string](f.DB, `select distinct who from ran`); len(who) > 0 && (len(who) > 1 || who[0] != admin) {
+		t.Errorf("functions ran as %v", who)
+	}
+	if n := pgtest.Value[int](f.DB, `select count(*) from pg_class where relname like '\_sequin%' or relname = 'item' and relkind <> 'r'`); n != 0 {
+		t.Errorf("%d relations are left", n)
+	}
+}
+
+// A type, a function or a cast that comes to be, or to be another, after the consumer was made is not run by it.
+func TestFilterIsNotLedAstray(t *testing.T) {
+	f := setup(t, "changes")
+	f.Exec(`create type mood as enum ('sad', 'happy'); alter table item add feeling mood; create table ran (who text)`)
+	f.consumer("c", `filter => $$new.feeling::text = 'sad' and 'happy'::mood > 'sad'$$`, `transform => 'to_jsonb(new)'`)
+	one := func(key int) row {
+		return row{action: "i", key: key, record: fmt.Sprintf(`{"id": %d, "feeling": "sad"}`, key)}
+	}
+	f.write(one(1))
+	f.Exec(`create function evil(mood) returns json language plpgsql as $$ begin insert into ran values (current_user); return '1'; end $$;
+		create function evil_text(mood) returns text language plpgsql as $$ begin insert into ran values (current_user); return '1'; end $$;
+		create cast (mood as json) with function evil(mood); create cast (mood as text) with function evil_text(mood)`)
+	f.write(one(2))
+	if state := pgtest.Value[string](f.DB, `select state from sequin.consumers`); state != "error" {
+		t.Errorf("with a cast of somebody's it is %s", state)
+	}
+	f.Exec(`drop cast (mood as json); drop cast (mood as text)`)
+	f.write(one(3))
+	f.Exec(`alter table item drop feeling; drop type mood cascade;
+		create function runs(text) returns boolean language plpgsql as $$ begin insert into ran values (current_user); return true; end $$;
+		create domain mood as text check (runs(value)); alter table item add feeling mood`)
+	f.Exec(`truncate ran`) // adding it has run it, as it should
+	f.write(one(4))
+	if n := pgtest.Value[int](f.DB, `select count(*) from ran`); n != 0 {
+		t.Errorf("%d times a function was run", n)
+	}
+	if state := pgtest.Value[string](f.DB, `select state from sequin.consumers`); state != "error" {
+		t.Errorf("with another type it is %s", state)
+	}
+	f.alter(`filter => $$new.feeling = 'sad'$$`)
+	f.write()
+	if got := f.pop(`'c', 10`); len(got) != 4 {
+		t.Errorf("%d messages", len(got))
+	}
+	if n := pgtest.Value[int](f.DB, `select count(*) from ran`); n != 0 {
+		t.Errorf("%d times a function was run", n)
+	}
+}
+
+// pieces is what random expressions are made of.
+var pieces = []string{
+	"new.id", "old.id", "new.note", "new", "old", "action", "table_name", "committed_at", "(", ")", "(", ")", "'", "''", "'x'", `"`, "$$", "$a$", "E'", `\`,
+	"U&'", "--", "/*", "*/", "\n", ";", ",", "=", "<", ">", "and", "or", "not", "is", "null", "true", "false", "in", "between", "like", "::", "int", "text", "1", "0",
+	"select", "from", "item", "case", "when", "then", "else", "end", "+", "-", "*", "/", ".", "[", "]", "array", "coalesce", "lower", "count", "drop table item", "$1", "é", "☃",
+	"any", "exists", "over", "as", "x", "cast", "to_jsonb", "{", "}", "@>", "->>", "#>", "interval '1 day'", "now()", "random()", "\x01", "%s", "%", "union", "with", "values",
+}
+
+func randomExpression(random *rand.Rand) string {
+	var b strings.Builder
+	for range 1 + random.IntN(14) {
+		switch random.IntN(12) {
+		case 0:
+			b.WriteRune(rune(1 + random.IntN(0x2fff)))
+		case 1, 2, 3:
+			// Something that may be right.
+			b.WriteString([]string{"(new.id > 1)", "new.note = 'x'", "action = 'insert'", "old is null", "(true)", " and ", " or ", "not "}[random.IntN(8)])
+			continue
+		default:
+			b.WriteString(pieces[random.IntN(len(pieces))])
+		}
+		if random.IntN(3) > 0 {
+			b.WriteByte(' ')
+		}
+	}
+	return b.String()
+}
+
+// Any text is either refused, with a reason, or it is one expression; and whatever it is, nothing else happens.
+func TestRandomFilters(t *testing.T) {
+	f := setup(t, "changes")
+	seed := pgtest.Seed(t)
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	const tables = `select string_agg(format('%s %s', c.oid, c.relname), ' ' order by c.oid) from pg_class c
+		where c.relnamespace = 'public'::regnamespace or c.relname like '\_sequin%'`
+	before := pgtest.Value[string](f.DB, tables)
+	conn := f.Connect()
+	made := 0
+	for range 1000 * pgtest.Rounds(t, 1) {
+		expression := randomExpression(random)
+		err := pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(t.Context(), `select sequin.create_consumer('c', 's', filter => $1)`, expression); err != nil {
+				return err
+			}
+			made++
+			// What was compiled is one expression: it compiles to itself.
+			var compiled, again string
+			if err := tx.QueryRow(t.Context(), `select compiled from sequin.consumer_expression`).Scan(&compiled); err != nil {
+				return err
+			}
+			source := strings.TrimSuffix(strings.TrimPrefix(strings.ReplaceAll(compiled, "_sequin.", ""), "("), " IS TRUE)")
+			if _, err := tx.Exec(t.Context(), `select sequin.create_consumer('d', 's', filter => $1)`, source); err != nil {
+				return fmt.Errorf("compiled to %s: %s", compiled, err.Error())
+			}
+			if err := tx.QueryRow(t.Context(), `select compiled from sequin.consumer_expression order by consumer_id desc limit 1`).Scan(&again); err != nil {
+				return err
+			}
+			if again != compiled {
+				return fmt.Errorf("compiled to %s, and that to %s", compiled, again)
+			}
+			return errDone
+		})
+		var e *pgconn.PgError
+		switch {
+		case errors.Is(err, errDone):
+		case errors.As(err, &e) && (e.Code[:2] == "42" || e.Code[:2] == "22" || e.Code[:2] == "0A"):
+		default:
+			t.Fatalf("seed %d: %q: %v", seed, expression, err)
+		}
+	}
+	if made < 5 {
+		t.Errorf("%d of them were expressions", made)
+	}
+	if after := pgtest.Value[string](f.DB, tables); after != before {
+		t.Errorf("seed %d: there were %s, and are %s", seed, before, after)
+	}
+	if n := pgtest.Value[int](f.DB, `select count(*) from sequin.consumers`); n != 0 {
+		t.Errorf("%d consumers are left", n)
+	}
+}
+
+var errDone = errors.New("done")
