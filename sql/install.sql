@@ -29,8 +29,10 @@ receive.sql
 deliveries.sql
 ack.sql
 pop.sql
+put_back.sql
 dead_letters.sql
 feeds.sql
+rewind.sql
 retention.sql
 bridge.sql
 upkeep.sql

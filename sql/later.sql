@@ -11,13 +11,6 @@ begin
     hint = 'select sequin.version(); shows which this is; the changelog says what is in each.';
 end $$;
 
-create or replace function sequin.rewind(
-  consumer text, to_seq bigint default null, to_time timestamptz default null, to_row text default null
-)
-returns text language plpgsql set search_path = pg_catalog, pg_temp
-as $$ begin perform sequin._not_yet('rewind'); return null; end $$;
-comment on function sequin.rewind(text, bigint, timestamptz, text) is 'Not in this version: 0A000.';
-
 create or replace function sequin.backfill(consumer text, from_row text default null, filter text default null)
 returns bigint language plpgsql set search_path = pg_catalog, pg_temp
 as $$ begin perform sequin._not_yet('backfill'); return null; end $$;

@@ -48,7 +48,14 @@ begin
   if v_has_freed and c.paused_at is null then
     perform pg_notify('sequin.' || c.name, '');
   end if;
-  return v_has_freed;
+  -- After a rewind its feed may have much to follow, whether or not something new is written.
+  return v_has_freed or c.reads = 'feed' and exists (
+    select from unnest(c.routes) r(id)
+    cross join lateral (
+      select from sequin.log l
+      where l.route_id = r.id
+        and l.seq > (select p.seq from sequin.feed_progress p where p.feed_id = c.feed_id order by p.step desc limit 1)
+      limit 1) l);
 end $$;
 comment on function sequin.bridge_tend(int) is
 'For the bridge, every second or so: starts a consumer, ends leases that have run out. Returns whether it did.';
