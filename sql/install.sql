@@ -33,6 +33,8 @@ put_back.sql
 dead_letters.sql
 feeds.sql
 rewind.sql
+rows.sql
+sync.sql
 retention.sql
 bridge.sql
 upkeep.sql

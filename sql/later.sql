@@ -26,17 +26,6 @@ returns bigint language plpgsql set search_path = pg_catalog, pg_temp
 as $$ begin perform sequin._not_yet('republish'); return null; end $$;
 comment on function sequin.republish(text, text) is 'Not in this version: 0A000.';
 
--- cursor is both what goes in and what comes out: an inout argument is the one way to give the two the same name.
-create or replace function sequin.sync(
-  stream text, inout cursor text default null, batch_size int default 1000, wait interval default '0', out seq bigint,
-  out action text, out table_schema text, out table_name text, out record_pk text, out record jsonb, out changes jsonb,
-  out committed_at timestamptz
-)
-returns setof record
-language plpgsql set search_path = pg_catalog, pg_temp
-as $$ begin perform sequin._not_yet('sync'); end $$;
-comment on function sequin.sync(text, text, int, interval) is 'Not in this version: 0A000.';
-
 create or replace function sequin.create_pipeline(
   name text,
   source_table text,

@@ -262,7 +262,7 @@ func TestRewindUnderWay(t *testing.T) {
 
 func testRewindUnderWay(t *testing.T, f *fixture, seed uint64, kind string) {
 	random := rand.New(rand.NewPCG(seed, 0))
-	limit := []int{7, 120, 10000}[random.IntN(3)]
+	limit := []int{20, 120, 10000}[random.IntN(3)]
 	t.Logf("seed %d: %q, max_ack_pending %d", seed, kind, limit)
 	options := []string{"backoff => '1 ms'", "max_backoff => '20 ms'", "ack_wait => '300 ms'", fmt.Sprintf("max_ack_pending => %d", limit)}
 	if kind != "" {
@@ -279,7 +279,7 @@ func testRewindUnderWay(t *testing.T, f *fixture, seed uint64, kind string) {
 		allSeqs = append(allSeqs, f.write(rows...)...)
 		all = append(all, rows...)
 	}
-	write(400)
+	write(200)
 
 	var mu sync.Mutex
 	var given []message
@@ -321,7 +321,7 @@ func testRewindUnderWay(t *testing.T, f *fixture, seed uint64, kind string) {
 		workers.Go(func() { work(w) })
 	}
 	var from, turn int64
-	for range 12 {
+	for range 8 {
 		write(1 + random.IntN(60))
 		time.Sleep(time.Duration(random.Int64N(int64(100 * time.Millisecond)))) // the workers go on meanwhile
 		f.tend()
