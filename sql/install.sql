@@ -35,6 +35,7 @@ feeds.sql
 rewind.sql
 rows.sql
 sync.sql
+republish.sql
 retention.sql
 bridge.sql
 upkeep.sql

@@ -21,11 +21,6 @@ returns boolean language plpgsql set search_path = pg_catalog, pg_temp
 as $$ begin perform sequin._not_yet('backfill'); return null; end $$;
 comment on function sequin.cancel_backfill(bigint) is 'Not in this version: 0A000.';
 
-create or replace function sequin.republish(consumer text, query text)
-returns bigint language plpgsql set search_path = pg_catalog, pg_temp
-as $$ begin perform sequin._not_yet('republish'); return null; end $$;
-comment on function sequin.republish(text, text) is 'Not in this version: 0A000.';
-
 create or replace function sequin.create_pipeline(
   name text,
   source_table text,

@@ -149,7 +149,7 @@ as $$
 $$;
 
 -- The query of a page of a table's rows: $1 are the values of the last row before it, $2 how many, $3 the cut's
--- snapshot. In two parts where the sort column may be null: those rows come last.
+-- snapshot, $4 and $5 what makes their cursors. In two parts where the sort column may be null: those rows come last.
 create or replace function sequin._sync_page_sql(s sequin.stream, relation oid, has_last boolean, is_nulls boolean)
 returns text
 language plpgsql
@@ -192,7 +192,7 @@ begin
   v_where := concat_ws(' and ', case when v_has_sort then format('t.%I is %s null', v_columns[1], case when is_nulls then '' else 'not' end) end,
     nullif(v_where, ''));
   return format(
-    'select array[%1$s], %2$s, to_jsonb(r), p.xid < 3 or x.next - (x.next - p.xid & 4294967295) < x.seen
+    'select k.keys, sequin._sync_cursor($4, $5 || to_json(k.keys)), %2$s, to_jsonb(r), p.xid < 3 or x.next - (x.next - p.xid & 4294967295) < x.seen
      from (
        -- The oldest that the cut did not see and this page may; and a number that no xid here has come to.
        select txid_snapshot_xmax(txid_current_snapshot()) + 1048576 as next,
@@ -203,6 +203,7 @@ begin
      cross join (
        select t.*, t.xmin from %3$s t %4$s order by %5$s limit $2) t
      cross join lateral (select t.xmin::text::bigint as xid) p
+     cross join lateral (select array[%1$s] as keys offset 0) k
      cross join lateral (select %6$s) r
      order by %5$s',
     (select string_agg(sequin._text_sql(k.name), ', ' order by k.position) from unnest(v_columns) with ordinality k(name, position)),
@@ -211,22 +212,6 @@ begin
     (select string_agg(format('t.%I', v_columns[n]), ', ' order by n) from generate_series(v_first, v_last) n),
     sequin._record_sql(relation));
 end $$;
-
--- Whether the log delivers a row after the cut, and so not the table.
-create or replace function sequin._is_changed(
-  route_id int, record_pk text, cut_seq bigint, cut_lsn pg_lsn, snapshot text
-)
-returns boolean
-language sql
-volatile
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-as $$
-  select exists (
-    select from sequin.log l
-    where l.record_pk = $2 and l.route_id = $1 and l.seq > $3
-      and not sequin._is_in_cut($5, $4, (l.metadata ->> 'commit_lsn')::pg_lsn, (l.metadata ->> 'xid')::bigint))
-$$;
 
 -- cursor is both what goes in and what comes out: an inout argument is the one way to give the two the same name.
 create or replace function sequin.sync(
@@ -327,18 +312,29 @@ begin
     v_count := 0;
     v_page_lsn := null;
     v_is_reached := false;
+    seq := v_seq;
+    action := 'read';
+    table_schema := v_table.schema_name;
+    table_name := v_table.table_name;
     if exists (select from pg_class c where c.oid = v_table.relation_oid) then
-      for v_keys, record_pk, record, v_is_certain in
-        execute sequin._sync_page_sql(v_stream, v_table.relation_oid, v_has_last, v_is_nulls) using v_last, v_limit, v_snapshot
+      for v_keys, cursor, record_pk, record, v_is_certain in
+        execute sequin._sync_page_sql(v_stream, v_table.relation_oid, v_has_last, v_is_nulls)
+        using v_last, v_limit, v_snapshot, v_tag, concat_ws('|', 'r', v_seq, v_cut_lsn, v_snapshot, v_next, '')
       loop
         v_is_changed := false;
         if not v_is_certain then
           v_page_lsn := coalesce(v_page_lsn, sequin._wal_lsn());
           v_pause := 0.001;
           loop
-            v_is_reached := v_is_reached or sequin._log_lsn(v_stream.source_id) >= v_page_lsn;
-            v_is_changed := sequin._is_changed(v_table.id, record_pk, v_seq, v_cut_lsn, v_snapshot);
+            select exists (
+              select from sequin.log l
+              where l.record_pk = sync.record_pk and l.route_id = v_table.id and l.seq > v_seq
+                and not sequin._is_in_cut(
+                  v_snapshot, v_cut_lsn, (l.metadata ->> 'commit_lsn')::pg_lsn, (l.metadata ->> 'xid')::bigint))
+              into v_is_changed;
             exit when v_is_changed or v_is_reached;
+            v_is_reached := sequin._log_lsn(v_stream.source_id) >= v_page_lsn;
+            continue when v_is_reached;
             v_is_stuck := sequin._is_strict() or clock_timestamp() > v_began + greatest(wait, '5 seconds');
             exit when v_is_stuck;
             perform pg_sleep(v_pause);
@@ -350,11 +346,6 @@ begin
         v_last := v_keys;
         v_has_last := true;
         continue when v_is_changed;
-        cursor := sequin._sync_cursor(v_tag, concat_ws('|', 'r', v_seq, v_cut_lsn, v_snapshot, v_next, to_jsonb(v_keys)));
-        seq := v_seq;
-        action := 'read';
-        table_schema := v_table.schema_name;
-        table_name := v_table.table_name;
         return next;
         v_left := v_left - 1;
         exit when v_left = 0;
