@@ -154,7 +154,7 @@ begin
             $4.schema_name, $4.table_name, r.record_pk, r.record, null::jsonb,
             jsonb_build_object(''commit_lsn'', pg_current_wal_insert_lsn())
      from (
-       select %1$s as record_pk, to_jsonb(r) as record
+       select %1$s as record_pk, to_jsonb(r.*) as record
        from unnest($5) k(v)
        join %2$s t on %3$s
        cross join lateral (select %4$s) r) r

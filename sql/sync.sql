@@ -137,6 +137,28 @@ as $$
   limit 1
 $$;
 
+-- Held, shared, by those who wait for word that the log is complete so far: on an idle server the bridge would not write
+-- that down else.
+create or replace function sequin._sync_key()
+returns bigint
+language sql
+immutable
+as $$
+  select pg_catalog.hashtextextended('sequin.sync', 7190235)
+$$;
+
+create or replace function sequin.bridge_is_awaited()
+returns boolean
+language sql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select not pg_try_advisory_xact_lock(sequin._sync_key())
+$$;
+comment on function sequin.bridge_is_awaited() is
+'For the bridge, every second: whether a sync waits for word that the log is complete so far.';
+
 -- The columns that a table's rows are in order of: the stream's sort_column, then the key.
 create or replace function sequin._sync_order(s sequin.stream, relation oid)
 returns text[]
@@ -192,7 +214,7 @@ begin
   v_where := concat_ws(' and ', case when v_has_sort then format('t.%I is %s null', v_columns[1], case when is_nulls then '' else 'not' end) end,
     nullif(v_where, ''));
   return format(
-    'select k.keys, sequin._sync_cursor($4, $5 || to_json(k.keys)), %2$s, to_jsonb(r), p.xid < 3 or x.next - (x.next - p.xid & 4294967295) < x.seen
+    'select k.keys, sequin._sync_cursor($4, $5 || to_json(k.keys)), %2$s, to_jsonb(r.*), p.xid < 3 or x.next - (x.next - p.xid & 4294967295) < x.seen
      from (
        -- The oldest that the cut did not see and this page may; and a number that no xid here has come to.
        select txid_snapshot_xmax(txid_current_snapshot()) + 1048576 as next,
@@ -256,6 +278,7 @@ declare
   v_is_reached boolean;              -- the log is as far as the page
   v_is_stuck boolean := false;
   v_page_lsn pg_lsn;
+  v_void text;
   v_limit int;
   v_left int := batch_size;
   v_count bigint;
@@ -335,6 +358,7 @@ begin
             exit when v_is_changed or v_is_reached;
             v_is_reached := sequin._log_lsn(v_stream.source_id) >= v_page_lsn;
             continue when v_is_reached;
+            v_void := pg_advisory_xact_lock_shared(sequin._sync_key());
             v_is_stuck := sequin._is_strict() or clock_timestamp() > v_began + greatest(wait, '5 seconds');
             exit when v_is_stuck;
             perform pg_sleep(v_pause);
