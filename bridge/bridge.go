@@ -65,6 +65,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 		DatabaseURL: b.config.DatabaseURL,
 		Log:         b.log,
 		Segment:     func() int32 { return b.upkeep.Load().Segment() },
+		IsAwaited:   func() bool { return b.upkeep.Load().IsAwaited() },
 		Claimed:     func(claim capture.Claim) { b.claimed(ctx, pool, claim) },
 		Written: func(batch changelog.Batch) {
 			b.upkeep.Load().Written(batch.LastSeq, batch.Routes)

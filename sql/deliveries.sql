@@ -333,6 +333,8 @@ begin
                 select from sequin.held_group g
                 where g.consumer_id = c.id and g.lane = s.lane and g.group_hash = n.group_hash))
       or not pg_try_advisory_xact_lock(sequin._lane_key(c.name, v_lane));
+    -- A rewind may have given it another feed.
+    select * into c from sequin.consumer t where t.id = c.id;
     s := sequin._lane(c.id, v_lane);
     if s.leased_until > clock_timestamp() then
       v_total := v_total + sequin._untie(c, s, sequin._unsettled(s), true, false, s.leased_until, null);

@@ -31,12 +31,17 @@ receive.sql
 deliveries.sql
 ack.sql
 pop.sql
+put_back.sql
 dead_letters.sql
 feeds.sql
 event_tables.sql
 partitions.sql
 pipelines.sql
 write_pipelines.sql
+rewind.sql
+rows.sql
+sync.sql
+republish.sql
 retention.sql
 bridge.sql
 upkeep.sql

@@ -11,13 +11,6 @@ begin
     hint = 'select sequin.version(); shows which this is; the changelog says what is in each.';
 end $$;
 
-create or replace function sequin.rewind(
-  consumer text, to_seq bigint default null, to_time timestamptz default null, to_row text default null
-)
-returns text language plpgsql set search_path = pg_catalog, pg_temp
-as $$ begin perform sequin._not_yet('rewind'); return null; end $$;
-comment on function sequin.rewind(text, bigint, timestamptz, text) is 'Not in this version: 0A000.';
-
 create or replace function sequin.backfill(consumer text, from_row text default null, filter text default null)
 returns bigint language plpgsql set search_path = pg_catalog, pg_temp
 as $$ begin perform sequin._not_yet('backfill'); return null; end $$;
@@ -28,21 +21,6 @@ returns boolean language plpgsql set search_path = pg_catalog, pg_temp
 as $$ begin perform sequin._not_yet('backfill'); return null; end $$;
 comment on function sequin.cancel_backfill(bigint) is 'Not in this version: 0A000.';
 
-create or replace function sequin.republish(consumer text, query text)
-returns bigint language plpgsql set search_path = pg_catalog, pg_temp
-as $$ begin perform sequin._not_yet('republish'); return null; end $$;
-comment on function sequin.republish(text, text) is 'Not in this version: 0A000.';
-
--- cursor is both what goes in and what comes out: an inout argument is the one way to give the two the same name.
-create or replace function sequin.sync(
-  stream text, inout cursor text default null, batch_size int default 1000, wait interval default '0', out seq bigint,
-  out action text, out table_schema text, out table_name text, out record_pk text, out record jsonb, out changes jsonb,
-  out committed_at timestamptz
-)
-returns setof record
-language plpgsql set search_path = pg_catalog, pg_temp
-as $$ begin perform sequin._not_yet('sync'); end $$;
-comment on function sequin.sync(text, text, int, interval) is 'Not in this version: 0A000.';
 
 create or replace function sequin.create_webhook(
   name text,

@@ -1,14 +1,13 @@
 -- Handing out messages.
 
--- Refuses what receive and pop cannot do, and says why. Called only when something is wrong.
-create or replace function sequin._refuse_receive(batch_size int, wait interval, ack_wait interval)
+-- 22023 for a batch or a wait that is out of bounds, 55000 for one that would be in vain.
+create or replace function sequin._refuse_wait(batch_size int, wait interval)
 returns void
 language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform sequin._refuse_write('receive');
   if batch_size is null or batch_size not between 1 and 10000 then
     raise invalid_parameter_value using
       message = format('batch_size is %s', coalesce(batch_size::text, 'null')),
@@ -22,7 +21,20 @@ begin
       message = format('wait needs read committed: a %s transaction never sees what commits while it waits',
         current_setting('transaction_isolation')),
       hint = 'Leave wait out, or wait in a transaction of its own.';
-  elsif ack_wait <= '0' then
+  end if;
+end $$;
+
+-- Refuses what receive and pop cannot do, and says why. Called only when something is wrong.
+create or replace function sequin._refuse_receive(batch_size int, wait interval, ack_wait interval)
+returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform sequin._refuse_write('receive');
+  perform sequin._refuse_wait(batch_size, wait);
+  if ack_wait <= '0' then
     raise invalid_parameter_value using
       message = format('ack_wait is %s', ack_wait),
       hint = 'It is an interval above 0; leave it out for the consumer''s own.';

@@ -194,7 +194,8 @@ declare
 begin
   select * into v_setting from sequin.setting;
   select * into v_oldest from sequin.log_segment s
-  where s.source_id = bridge_retain.source_id and s.closed_at is not null order by s.id limit 1;
+  where s.source_id = bridge_retain.source_id and s.closed_at is not null order by s.id limit 1
+  for update; -- not while a rewind goes back to it
   if not found then
     return null;
   end if;

@@ -21,13 +21,22 @@ begin
   return v_id;
 end $$;
 
--- Drops a segment. Takes an access exclusive lock on the log and the feed: the caller sets a lock_timeout.
+-- Drops a segment, and keeps in mind what that was of each route. Takes an access exclusive lock on the log and the feed: the caller sets a lock_timeout.
 create or replace function sequin._drop_segment(id int)
 returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+  insert into sequin.dropped_log as d (route_id, seq)
+  select t.id, l.seq
+  from sequin.source_table t
+  cross join lateral (
+    select l.seq from sequin.log l
+    where l.route_id = t.id and l.seq between _drop_segment.id::bigint << 32 and ((_drop_segment.id::bigint + 1) << 32) - 1
+    order by l.seq desc
+    limit 1) l
+  on conflict (route_id) do update set seq = greatest(d.seq, excluded.seq);
   execute format('drop table sequin.%I', 'log_' || id);
   execute format('drop table sequin.%I', 'feed_' || id);
   delete from sequin.log_segment s where s.id = _drop_segment.id;

@@ -26,6 +26,8 @@ type Config struct {
 	Segment func() int32
 	// Claimed is called when this bridge has taken the source over, in this segment of the log.
 	Claimed func(Claim)
+	// IsAwaited is called while nothing is on its way: whether somebody waits for word of that. It is forgotten then.
+	IsAwaited func() bool
 	// Written is called after each batch.
 	Written func(changelog.Batch)
 	// Lost is called when capturing ends, for whatever reason, after Claimed.

@@ -141,13 +141,14 @@ func (r *reader) confirm(ctx context.Context, isAsked bool) error {
 }
 
 // askHorizon has it put on record that the slot may be confirmed up to where the server stands, when that is worth a
-// write: others have written much, or something for long. Our own writes must not bring it about, or they never end.
+// write: others have written much, or something for long, or somebody waits to hear it. Our own writes must not bring it about, or they never end.
 func (r *reader) askHorizon(now time.Time, horizon pglogrepl.LSN) {
 	if r.idle <= horizon {
 		return
 	}
 	moved, since := r.idle-horizon, now.Sub(r.askedAt)
-	if moved >= 1<<20 && since >= time.Second || moved >= 64<<10 && since >= 10*time.Second || moved >= 16<<10 && since >= time.Minute {
+	if moved >= 1<<20 && since >= time.Second || moved >= 64<<10 && since >= 10*time.Second || moved >= 16<<10 && since >= time.Minute ||
+		since >= time.Second && r.config.IsAwaited() {
 		r.askedAt = now
 		r.queue.AskHorizon(r.idle)
 	}

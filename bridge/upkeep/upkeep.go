@@ -31,6 +31,7 @@ type Upkeep struct {
 	segment atomic.Int32 // of the log that the next transaction goes to
 	lastSeq atomic.Int64
 	news    news
+	awaited atomic.Bool
 
 	pipelines *pipelines
 
@@ -53,6 +54,9 @@ func New(pool *pgxpool.Pool, log *slog.Logger, sourceID, segment int32, lastSeq 
 // Segment returns the segment of the log that the next transaction goes to.
 func (u *Upkeep) Segment() int32 { return u.segment.Load() }
 
+// IsAwaited tells, once, that a sync waits for word that the log is complete so far.
+func (u *Upkeep) IsAwaited() bool { return u.awaited.Swap(false) }
+
 // Written takes note of a batch of the log.
 func (u *Upkeep) Written(lastSeq int64, routes []int32) {
 	u.lastSeq.Store(lastSeq)
@@ -68,6 +72,7 @@ func (u *Upkeep) Run(ctx context.Context) {
 	parts.Go(func() { u.pipelines.run(ctx) })
 	parts.Go(func() { u.every(ctx, "retain event tables", retainEvery, u.retainPipelines) })
 	parts.Go(func() { u.every(ctx, "tend consumers", tendEvery, u.tend) })
+	parts.Go(func() { u.every(ctx, "look for who waits", tendEvery, u.look) })
 	parts.Go(func() { u.every(ctx, "trim", trimEvery, u.trim) })
 	parts.Go(func() { u.every(ctx, "retain the log", retainEvery, u.retain) })
 	parts.Go(func() {
@@ -136,6 +141,16 @@ func (u *Upkeep) tend(ctx context.Context) error {
 		return nil
 	}
 	_, err = u.pool.Exec(ctx, `select sequin.bridge_notify('{}')`)
+	return err
+}
+
+// look finds out whether a sync waits for word that the log is complete.
+func (u *Upkeep) look(ctx context.Context) error {
+	var isAwaited bool
+	err := u.pool.QueryRow(ctx, `select sequin.bridge_is_awaited()`).Scan(&isAwaited)
+	if isAwaited {
+		u.awaited.Store(true)
+	}
 	return err
 }
 
