@@ -14,6 +14,7 @@ import (
 
 	"sequin/bridge/capture"
 	"sequin/bridge/changelog"
+	"sequin/bridge/pinned"
 	"sequin/bridge/schema"
 	"sequin/bridge/upkeep"
 )
@@ -78,7 +79,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 // check waits for the database to be reached, and then for nothing.
 func (b *Bridge) check(ctx context.Context) error {
 	for {
-		conn, err := pgx.Connect(ctx, b.config.DatabaseURL)
+		conn, err := pinned.Connect(ctx, b.config.DatabaseURL, "sequin", "UTF8")
 		if err == nil {
 			defer conn.Close(context.WithoutCancel(ctx))
 			return schema.Check(ctx, conn)
@@ -105,15 +106,11 @@ func (b *Bridge) connect(ctx context.Context) (*pgxpool.Pool, error) {
 		return nil, err
 	}
 	config.MaxConns = 4
-	for setting, value := range map[string]string{
-		"application_name":                    "sequin upkeep",
-		"default_transaction_isolation":       "read committed",
-		"default_transaction_read_only":       "off",
-		"idle_in_transaction_session_timeout": "0",
-		"statement_timeout":                   "60s",
-	} {
-		config.ConnConfig.RuntimeParams[setting] = value
-	}
+	config.ConnConfig.RuntimeParams["application_name"] = "sequin upkeep"
+	config.ConnConfig.RuntimeParams["statement_timeout"] = "60s"
+	pinned.Pin(config.ConnConfig.RuntimeParams)
+	config.ConnConfig.ConnectTimeout = pinned.ConnectTimeout
+	config.AfterConnect = pinned.Settle
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("open pool: %w", err)

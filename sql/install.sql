@@ -21,6 +21,7 @@ rights.sql
 names.sql
 lanes.sql
 segments.sql
+publication.sql
 streams.sql
 consumers.sql
 grants.sql
