@@ -80,7 +80,12 @@ func Connect(ctx context.Context, databaseURL, encoding string, notice func(*pgc
 	if err != nil {
 		return nil, fmt.Errorf("connect for replication: %w", err)
 	}
-	return &Conn{pg: pg, heard: heard}, nil
+	c := &Conn{pg: pg, heard: heard}
+	if _, err := pg.Exec(ctx, pinned.Settings).ReadAll(); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("pin settings: %w", err)
+	}
+	return c, nil
 }
 
 // Heard returns when the last byte came.
@@ -149,8 +154,8 @@ func (c *Conn) KeepForStandby(ctx context.Context, name string) error {
 
 // Start begins to read a slot, from a position on. 55006 where another reads it.
 func (c *Conn) Start(ctx context.Context, name, publication string, from pglogrepl.LSN) error {
-	if _, err := c.pg.Exec(ctx, pinned.Settings+";"+decodeInMemory).ReadAll(); err != nil {
-		return fmt.Errorf("pin settings: %w", err)
+	if _, err := c.pg.Exec(ctx, decodeInMemory).ReadAll(); err != nil {
+		return fmt.Errorf("set logical_decoding_work_mem: %w", err)
 	}
 	err := pglogrepl.StartReplication(ctx, c.pg, quote.Identifier(name), from, pglogrepl.StartReplicationOptions{
 		Mode: pglogrepl.LogicalReplication,
