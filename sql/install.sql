@@ -37,6 +37,7 @@ bridge.sql
 upkeep.sql
 views.sql
 status.sql
+capture_health.sql
 health.sql
 later.sql
 configure.sql

@@ -81,6 +81,19 @@ func NewIn(t testing.TB, options string) *DB {
 	return db
 }
 
+// Attach returns a database that is there already, on a server of the test's own.
+func Attach(t testing.TB, c *localpg.Cluster, name string) *DB {
+	t.Helper()
+	db := &DB{TB: t, Cluster: c, Name: name, URL: c.URL(name)}
+	pool, err := pgxpool.New(context.Background(), db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.Pool = pool
+	t.Cleanup(pool.Close)
+	return db
+}
+
 // Discard returns a log that nobody reads.
 func Discard() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 
