@@ -60,7 +60,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer pool.Close()
+	defer closeSoon(pool)
 	b.log.Info("bridge started", "version", b.config.Version)
 	capture.New(capture.Config{
 		DatabaseURL: b.config.DatabaseURL,
@@ -70,7 +70,10 @@ func (b *Bridge) Run(ctx context.Context) error {
 		Written: func(batch changelog.Batch) {
 			b.upkeep.Load().Written(batch.LastSeq, batch.Routes)
 		},
-		Lost: func() { b.stopUpkeep() },
+		Lost: func() {
+			b.stopUpkeep()
+			pool.Reset() // what ended the one may have cut the others off as well, and told nobody
+		},
 	}).Run(ctx)
 	b.log.Info("bridge stopped")
 	return nil
@@ -116,6 +119,19 @@ func (b *Bridge) connect(ctx context.Context) (*pgxpool.Pool, error) {
 		return nil, fmt.Errorf("open pool: %w", err)
 	}
 	return pool, nil
+}
+
+// closeSoon closes a pool, and does not wait long for a server that does not answer.
+func closeSoon(pool *pgxpool.Pool) {
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		pool.Close()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(3 * time.Second):
+	}
 }
 
 // claimed looks after the source from here on.

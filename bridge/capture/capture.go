@@ -81,7 +81,7 @@ func (c *Capture) Run(ctx context.Context) {
 			}
 			return
 		}
-		if time.Since(began) > time.Minute {
+		if time.Since(began) > 2*maxBackoff {
 			backoff = minBackoff
 		}
 		wait := backoff
