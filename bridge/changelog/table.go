@@ -122,12 +122,17 @@ func (t *Table) appendKey(b []byte, tuple, old wal.Tuple) ([]byte, bool) {
 	if len(b)-start > maxKey {
 		digest := sha256.Sum256(b[start:])
 		end := start + maxKey - 2*len(digest)
-		for end > start && b[end]&0x80 != 0 { // not in the middle of a character
+		for end > start && !t.isStart(b[end]) { // not in the middle of a character
 			end--
 		}
 		b = hex.AppendEncode(append(b[:end], "..."...), digest[:])
 	}
 	return b, len(t.key) > 0
+}
+
+// isStart tells whether a byte begins a character: in encodings other than UTF-8, only one of ASCII does so for sure.
+func (t *Table) isStart(c byte) bool {
+	return c < utf8.RuneSelf || t.isUTF8 && utf8.RuneStart(c)
 }
 
 // text is a value's, with what is no text of the database's encoding left out of it: a value of type "char" may be any byte,
