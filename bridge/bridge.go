@@ -14,6 +14,7 @@ import (
 
 	"sequin/bridge/capture"
 	"sequin/bridge/changelog"
+	"sequin/bridge/pinned"
 	"sequin/bridge/schema"
 	"sequin/bridge/upkeep"
 )
@@ -59,7 +60,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer pool.Close()
+	defer closeSoon(pool)
 	b.log.Info("bridge started", "version", b.config.Version)
 	capture.New(capture.Config{
 		DatabaseURL: b.config.DatabaseURL,
@@ -70,7 +71,10 @@ func (b *Bridge) Run(ctx context.Context) error {
 		Written: func(batch changelog.Batch) {
 			b.upkeep.Load().Written(batch.LastSeq, batch.Routes)
 		},
-		Lost: func() { b.stopUpkeep() },
+		Lost: func() {
+			b.stopUpkeep()
+			pool.Reset() // what ended the one may have cut the others off as well, and told nobody
+		},
 	}).Run(ctx)
 	b.log.Info("bridge stopped")
 	return nil
@@ -79,7 +83,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 // check waits for the database to be reached, and then for nothing.
 func (b *Bridge) check(ctx context.Context) error {
 	for {
-		conn, err := pgx.Connect(ctx, b.config.DatabaseURL)
+		conn, err := pinned.Connect(ctx, b.config.DatabaseURL, "sequin", "UTF8")
 		if err == nil {
 			defer conn.Close(context.WithoutCancel(ctx))
 			return schema.Check(ctx, conn)
@@ -106,21 +110,29 @@ func (b *Bridge) connect(ctx context.Context) (*pgxpool.Pool, error) {
 		return nil, err
 	}
 	config.MaxConns = 4
-	for setting, value := range map[string]string{
-		"application_name":                    "sequin upkeep",
-		"default_transaction_isolation":       "read committed",
-		"default_transaction_read_only":       "off",
-		"idle_in_transaction_session_timeout": "0",
-		"jit":                                 "off", // a plan made without enable_seqscan looks dear, and is compiled at each call
-		"statement_timeout":                   "60s",
-	} {
-		config.ConnConfig.RuntimeParams[setting] = value
-	}
+	config.ConnConfig.RuntimeParams["application_name"] = "sequin upkeep"
+	config.ConnConfig.RuntimeParams["statement_timeout"] = "60s"
+	pinned.Pin(config.ConnConfig.RuntimeParams)
+	config.ConnConfig.ConnectTimeout = pinned.ConnectTimeout
+	config.AfterConnect = pinned.Settle
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("open pool: %w", err)
 	}
 	return pool, nil
+}
+
+// closeSoon closes a pool, and does not wait long for a server that does not answer.
+func closeSoon(pool *pgxpool.Pool) {
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		pool.Close()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(3 * time.Second):
+	}
 }
 
 // claimed looks after the source from here on.

@@ -66,12 +66,14 @@ begin
         case when v_retained > 1073741824 then
           'A long transaction, a bridge that is down, or one that cannot keep up: see source_status, and pg_stat_activity.' end;
     end if;
+    return query select * from sequin._capture_health(v_source);
   end loop;
 
   return query
     select format('gap in %s', coalesce('consumer ' || c.name, 'pipeline ' || p.name, 'source ' || s.name)), 'error',
            format('lost %s: %s',
-             case when g.from_seq is null
+             case when g.from_lsn = g.to_lsn then format('the transaction at %s', g.from_lsn)
+               when g.from_seq is null
                then format('changes from %s to %s', g.from_lsn, coalesce(g.to_lsn::text, 'now'))
                else format('messages %s to %s', g.from_seq, g.to_seq) end, g.reason),
            case when g.consumer_id is null and g.pipeline_id is null then format('select sequin.accept_gap(%L);', s.name)

@@ -21,6 +21,7 @@ rights.sql
 names.sql
 lanes.sql
 segments.sql
+publication.sql
 streams.sql
 expressions.sql
 filters.sql
@@ -47,6 +48,7 @@ bridge.sql
 upkeep.sql
 views.sql
 status.sql
+capture_health.sql
 health.sql
 later.sql
 configure.sql

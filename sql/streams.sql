@@ -22,13 +22,14 @@ set search_path = pg_catalog, pg_temp
 as $$
   select coalesce(
     (select array_agg(a.attname::text order by k.position)
-     from (select i.indkey::int2[] as attnums
+     from (select i.indkey::int2[] as attnums, i.indnkeyatts
            from pg_index i
            where i.indrelid = relation and (i.indisprimary or i.indisreplident) and i.indislive
            order by i.indisprimary desc
            limit 1) i
      cross join lateral unnest(i.attnums) with ordinality k(attnum, position)
-     join pg_attribute a on a.attrelid = relation and a.attnum = k.attnum),
+     join pg_attribute a on a.attrelid = relation and a.attnum = k.attnum
+     where k.position <= i.indnkeyatts),   -- what an index includes names nothing
     '{}')
 $$;
 
@@ -155,7 +156,15 @@ begin
        select from pg_publication p
        join pg_publication_rel r on r.prpubid = p.oid
        where p.pubname = source.publication_name and r.prrelid = relation) then
-    return;
+    if exists (
+         select from sequin.source_table t join sequin.stream_table st on st.table_id = t.id
+         where t.source_id = source.id and t.relation_oid = relation) then
+      return;
+    end if;
+    -- Somebody else has put it there, and a bridge that runs passes over it. It looks again when it is told anew what the
+    -- table is, and so it is taken out and put in.
+    execute format('lock table %s in share mode', sequin._table_name(relation));
+    execute format('alter publication %I drop table %s', source.publication_name, sequin._table_name(relation));
   end if;
   execute format('lock table %s in share mode', sequin._table_name(relation));
   execute format('alter publication %I add table %s', source.publication_name, sequin._table_name(relation));
@@ -235,6 +244,7 @@ begin
     where c.oid = v_relation
     on conflict (source_id, relation_oid) do update
       set schema_name = excluded.schema_name, table_name = excluded.table_name, key_columns = excluded.key_columns;
+    perform sequin._note_published(v_source, v_relation);
     insert into sequin.stream_table (stream_id, table_id, position)
     select v_stream_id, t.id, array_position(relations, v_relation)
     from sequin.source_table t
@@ -248,7 +258,7 @@ begin
         union all
         select i.inhrelid from down join pg_inherits i on i.inhparent = down.oid
       )
-      select c.oid from down d join pg_class c on c.oid = d.oid where c.relkind = 'r' and c.relreplident <> 'f' order by c.oid
+      select c.oid from down d join pg_class c on c.oid = d.oid where c.relreplident <> 'f' order by c.oid
     loop
       raise warning using
         message = format('old values of %s: only its key, as its replica identity is not full', sequin._table_name(v_relation)),

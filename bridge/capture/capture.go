@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"sequin/bridge/changelog"
+	"sequin/bridge/pinned"
 )
 
 // Config is what a Capture needs.
@@ -47,6 +48,14 @@ type Capture struct {
 	log     *slog.Logger
 	refused string // the last refusal that was logged
 	waiting bool   // whether it was logged that another bridge has the slot
+	stuck   stuck
+	failure failure
+}
+
+// failure is what capture ends with, again and again.
+type failure struct {
+	text  string
+	count int
 }
 
 // How long between two looks at a slot that is not to be had, and after something went wrong.
@@ -74,7 +83,7 @@ func (c *Capture) Run(ctx context.Context) {
 			}
 			return
 		}
-		if time.Since(began) > time.Minute {
+		if time.Since(began) > 2*maxBackoff {
 			backoff = minBackoff
 		}
 		wait := backoff
@@ -93,15 +102,30 @@ func (c *Capture) Run(ctx context.Context) {
 				c.refused = refusal.Reason
 			}
 			c.report(ctx, refusal)
+		case err == nil:
+			wait = 0 // it has gone past something, and goes on
 		default:
 			c.log.Warn("capture was interrupted", "err", err, "again_in", wait)
 			backoff = min(2*backoff, maxBackoff)
+			if c.fails(err) {
+				c.report(ctx, refuse("It tries again every few seconds; the bridge's log, and the server's, say more.",
+					"capture fails again and again: %s", err))
+			}
 		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
 		}
 	}
+}
+
+// fails tells whether something has gone wrong in the same way several times in a row.
+func (c *Capture) fails(err error) bool {
+	if c.failure.text != err.Error() {
+		c.failure = failure{text: err.Error()}
+	}
+	c.failure.count++
+	return c.failure.count >= 3
 }
 
 // errSlotInUse is returned where another bridge reads the slot, or has taken the source over.
@@ -114,7 +138,7 @@ func isSlotInUse(err error) bool {
 
 // report puts a refusal where health() shows it.
 func (c *Capture) report(ctx context.Context, r *Refusal) {
-	conn, err := pgx.Connect(ctx, c.config.DatabaseURL)
+	conn, err := pinned.Connect(ctx, c.config.DatabaseURL, "sequin report", "UTF8")
 	if err == nil {
 		defer conn.Close(context.WithoutCancel(ctx))
 		_, err = conn.Exec(ctx, `select sequin.bridge_error(s.source_id, $2, $3) from sequin.bridge_source($1) s`,
@@ -142,6 +166,13 @@ func (c *Capture) capture(ctx context.Context) error {
 	err = s.run(ctx)
 	if isSlotInUse(err) {
 		return fmt.Errorf("%w: %w", errSlotInUse, err)
+	}
+	if ctx.Err() == nil {
+		c.failedAt(&s.reader, err)
+		if _, isAll := s.queue.Written(); isAll && c.stuck.count >= enough {
+			s.close()
+			return c.goPast(ctx, s.sourceID)
+		}
 	}
 	return err
 }
@@ -189,14 +220,46 @@ func (s *session) run(ctx context.Context) error {
 const drainTime = 5 * time.Second
 
 // watch waits for the server to end: it ends this connection at once, and the slot's only when the slot's has
-// confirmed everything up to the server's last word, which is not ours to confirm.
+// confirmed everything up to the server's last word, which is not ours to confirm. Now and then it asks the server
+// something: one that does not answer is out of reach, whatever the other connections wait for.
 func (s *session) watch(ctx context.Context) error {
 	for {
-		if _, err := s.watcher.WaitForNotification(ctx); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
+		quiet, cancel := context.WithTimeout(ctx, min(askEvery, s.patience/4))
+		_, err := s.watcher.WaitForNotification(quiet)
+		isTime := quiet.Err() != nil
+		cancel()
+		if err == nil || isTime && !s.watcher.IsClosed() {
+			ask, cancel := context.WithTimeout(ctx, s.answerWithin())
+			err = s.checkPublication(ask, s.watcher)
+			cancel()
+		}
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
 			return fmt.Errorf("watch the server: %w", err)
 		}
 	}
+}
+
+const askEvery = 10 * time.Second
+
+// answerWithin is how long a server may take to answer a question.
+func (s *session) answerWithin() time.Duration {
+	return max(5*time.Second, min(silentAfter, s.patience/2))
+}
+
+// errPublication is returned where what the server sends is not what was asked for any more.
+var errPublication = errors.New("the publication is not the one that was captured")
+
+// checkPublication looks whether the publication is still the one that was made: 18 goes on without it.
+func (s *session) checkPublication(ctx context.Context, conn *pgx.Conn) error {
+	var fault *string
+	if err := conn.QueryRow(ctx, `select sequin.bridge_publication($1)`, s.sourceID).Scan(&fault); err != nil {
+		return fmt.Errorf("look at the publication: %w", err)
+	}
+	if fault != nil {
+		return fmt.Errorf("%w: %s", errPublication, *fault)
+	}
+	return nil
 }

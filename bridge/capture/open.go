@@ -5,13 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"sequin/bridge/changelog"
+	"sequin/bridge/pinned"
 	"sequin/bridge/quote"
 	"sequin/bridge/slot"
 )
@@ -33,6 +36,9 @@ type session struct {
 	write   *pgconn.PgConn
 	queue   *changelog.Queue
 	reader
+
+	patience time.Duration // how long either side may be silent: wal_sender_timeout
+	isDoubt  atomic.Bool   // the server has said something that may be of the publication
 }
 
 // source is where a source stands, as the database has it.
@@ -51,12 +57,13 @@ type source struct {
 // open takes the slot and claims the source.
 func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 	s := &session{log: c.log, config: &c.config}
+	s.isStuck = c.isStuck
 	defer func() {
 		if err != nil {
 			s.close()
 		}
 	}()
-	if s.catalog, err = c.connect(ctx, "sequin catalog"); err != nil {
+	if s.catalog, err = pinned.Connect(ctx, c.config.DatabaseURL, "sequin catalog", "UTF8"); err != nil {
 		return nil, err
 	}
 	src, err := s.look(ctx, c.config.Source)
@@ -64,11 +71,29 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 		return nil, err
 	}
 	s.sourceID, s.slotName = src.id, src.slot
+	if c.stuck.isSure {
+		isAccepted, err := c.isGivenUp(ctx, s.catalog, src.id)
+		if err != nil {
+			return nil, err
+		}
+		if !isAccepted {
+			return nil, c.stuck.refusal(c.config.Source)
+		}
+	}
+	// Text passes through as the log's database has it: nothing can fail to be converted, and nothing is lost in it.
+	var encoding string
+	err = s.catalog.QueryRow(ctx, `select pg_catalog.set_config('client_encoding', pg_catalog.current_setting('server_encoding'), false)`).
+		Scan(&encoding)
+	if err != nil {
+		return nil, fmt.Errorf("set client_encoding: %w", err)
+	}
+	s.types = changelog.NewTypes(encoding == "UTF8")
 
-	var notices []string
-	s.slot, err = slot.Connect(ctx, c.config.DatabaseURL, func(n *pgconn.Notice) {
-		notices = append(notices, n.Message)
+	s.slot, err = slot.Connect(ctx, c.config.DatabaseURL, encoding, func(n *pgconn.Notice) {
 		c.log.Warn("the server says", "message", n.Message, "detail", n.Detail)
+		if n.Code == pgerrcode.ObjectNotInPrerequisiteState {
+			s.isDoubt.Store(true)
+		}
 	})
 	if err != nil {
 		return nil, explain(err, s.catalog.Config().User)
@@ -81,14 +106,18 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.patience, err = s.slot.Patience(ctx); err != nil {
+		return nil, err
+	}
 	if err := s.slot.Start(ctx, s.slotName, src.publication, begin); err != nil {
 		return nil, err
 	}
 
-	if s.watcher, err = c.connect(ctx, "sequin watch"); err != nil {
+	if s.watcher, err = pinned.Connect(ctx, c.config.DatabaseURL, "sequin watch", encoding); err != nil {
 		return nil, err
 	}
-	writer, err := c.connect(ctx, "sequin log writer")
+	writerName := fmt.Sprintf("sequin log writer %d", s.sourceID)
+	writer, err := pinned.Connect(ctx, c.config.DatabaseURL, writerName, encoding)
 	if err != nil {
 		return nil, err
 	}
@@ -106,6 +135,7 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("claim source: %w", err)
 	}
+	s.endOthers(ctx, writerName)
 	s.queue = changelog.NewQueue(s.applied)
 	s.writer = changelog.NewWriter(s.write, s.queue, s.sourceID, step)
 	s.writer.Written = c.config.Written
@@ -113,31 +143,15 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 	return s, nil
 }
 
-// connect opens a connection that no setting of the database or the role gets in the way of.
-func (c *Capture) connect(ctx context.Context, name string) (*pgx.Conn, error) {
-	config, err := pgx.ParseConfig(c.config.DatabaseURL)
-	if err != nil {
-		return nil, err
+// endOthers ends what another bridge has left open: it can commit nothing any more, and would hold on to what it has locked
+// for as long as it is frozen, or its network is cut.
+func (s *session) endOthers(ctx context.Context, writerName string) {
+	_, err := s.catalog.Exec(ctx, `select pg_catalog.pg_terminate_backend(a.pid) from pg_catalog.pg_stat_activity a
+		where a.datname = pg_catalog.current_database() and a.usename = current_user and a.application_name = $1 and a.pid <> $2`,
+		writerName, int32(s.write.PID()))
+	if err != nil && ctx.Err() == nil {
+		s.log.Warn("cannot end what another bridge has left open", "err", err)
 	}
-	config.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
-	for setting, value := range map[string]string{
-		"application_name":                    name,
-		"client_encoding":                     "UTF8",
-		"default_transaction_isolation":       "read committed",
-		"default_transaction_read_only":       "off",
-		"idle_in_transaction_session_timeout": "0",
-		"jit":                                 "off",
-		"lock_timeout":                        "0",
-		"statement_timeout":                   "0",
-		"synchronous_commit":                  "on",
-	} {
-		config.RuntimeParams[setting] = value
-	}
-	conn, err := pgx.ConnectConfig(ctx, config)
-	if err != nil {
-		return nil, fmt.Errorf("connect: %w", err)
-	}
-	return conn, nil
 }
 
 func (s *session) close() {
@@ -184,6 +198,10 @@ func (s *session) prepareSlot(ctx context.Context, src source, id pglogrepl.Iden
 	if err != nil {
 		return 0, err
 	}
+	// What another bridge has confirmed since the source was looked at must not look like a hole.
+	if src, err = s.look(ctx, s.config.Source); err != nil {
+		return 0, err
+	}
 	if state.IsStandby {
 		return 0, refuse("Give the bridge the address of the primary.", "the server is a standby, where the log cannot be written")
 	}
@@ -200,85 +218,51 @@ func (s *session) prepareSlot(ctx context.Context, src source, id pglogrepl.Iden
 		return 0, refuse("alter system set wal_level = 'logical'; and restart the server. On Amazon RDS set rds.logical_replication to 1, "+
 			"on Google Cloud SQL cloudsql.logical_decoding to on.", "wal_level is %s, and changes can be decoded from logical only", walLevel)
 	}
-	if !hasPublication {
-		return 0, refuse("sequin migrate --uninstall, then install anew: what was committed without a publication cannot be captured.",
-			"publication %q does not exist: it was dropped", src.publication)
-	}
 	if src.step == nil {
+		if !hasPublication {
+			return 0, refuse("sequin migrate --uninstall, then install anew: what was committed without a publication cannot be captured.",
+				"publication %q does not exist: it was dropped", src.publication)
+		}
 		return s.firstStart(ctx, state)
 	}
-
-	hole := s.hole(src, state, id, databaseOID)
-	if hole == "" {
-		if state.IsActive {
-			return 0, fmt.Errorf("%w by process %d", errSlotInUse, state.ActivePID)
-		}
-		return src.applied, nil
-	}
-	var isAccepted bool
-	err = s.catalog.QueryRow(ctx, `select sequin.bridge_gap($1, $2, $3)`, src.id, src.applied.String(), hole).Scan(&isAccepted)
+	hole, err := s.findHole(ctx, src, state, id, databaseOID)
 	if err != nil {
-		return 0, fmt.Errorf("record gap: %w", err)
+		return 0, err
 	}
-	if !isAccepted {
-		return 0, refuse(fmt.Sprintf("select sequin.accept_gap(%s); goes on with what is committed from then on.", quote.Literal(s.config.Source)),
-			"changes after %s are lost: %s", src.applied, hole)
+	if hole != nil {
+		return s.pass(ctx, src, state, databaseOID, hole)
 	}
-	s.log.Warn("going on after a gap", "from", src.applied, "reason", hole)
-	if src.databaseOID != nil && *src.databaseOID != databaseOID || src.system != nil && *src.system != id.SystemID {
-		// The slot of the original is not this copy's to touch.
-		s.slotName = fmt.Sprintf("sequin_%d", databaseOID)
-		if state, err = slot.Look(ctx, s.catalog, s.slotName); err != nil {
-			return 0, err
+	if state.IsActive {
+		return 0, fmt.Errorf("%w by process %d", errSlotInUse, state.ActivePID)
+	}
+	if state.Major >= 17 && !state.IsFailover {
+		if err := s.slot.KeepForStandby(ctx, s.slotName); err != nil {
+			s.log.Warn("the slot will be missing after a failover", "err", err)
 		}
 	}
-	if state.IsLost && state.IsOurs {
-		if err := slot.Drop(ctx, s.catalog, s.slotName); err != nil {
-			return 0, err
-		}
-		state.Exists = false
-	}
-	return s.firstStart(ctx, state)
-}
-
-// hole says what of the changes after the log's last is missing in the slot; nothing, where it has them all.
-func (s *session) hole(src source, state slot.State, id pglogrepl.IdentifySystemResult, databaseOID int64) string {
-	switch {
-	case src.system != nil && *src.system != id.SystemID:
-		return fmt.Sprintf("this is another server (system identifier %s) than the one that was captured (%s)", id.SystemID, *src.system)
-	case src.databaseOID != nil && *src.databaseOID != databaseOID:
-		return fmt.Sprintf("this is a copy of the database that was captured (oid %d, which was %d)", databaseOID, *src.databaseOID)
-	case src.applied > state.CurrentLSN:
-		return fmt.Sprintf("the server has written up to %s only: it was restored from a backup, or lost its last changes in a failover", state.CurrentLSN)
-	case !state.Exists:
-		return fmt.Sprintf("slot %q does not exist any more: it was dropped", s.slotName)
-	case !state.IsOurs:
-		return fmt.Sprintf("slot %q is another's (%s)", s.slotName, state.Kind)
-	case state.IsLost && state.LostReason != "":
-		return fmt.Sprintf("slot %q was invalidated by the server (%s)", s.slotName, state.LostReason)
-	case state.IsLost:
-		return fmt.Sprintf("slot %q was invalidated by the server (max_slot_wal_keep_size)", s.slotName)
-	case !state.IsActive && state.ConfirmedLSN > max(src.applied, src.horizon):
-		return fmt.Sprintf("slot %q begins at %s: it was made anew, or moved by another", s.slotName, state.ConfirmedLSN)
-	}
-	return ""
+	return src.applied, nil
 }
 
 // firstStart returns where a slot begins, which it makes if need be.
 func (s *session) firstStart(ctx context.Context, state slot.State) (pglogrepl.LSN, error) {
 	switch {
 	case !state.Exists:
-		return s.createSlot(ctx)
+		return s.createSlot(ctx, state.Major)
 	case !state.IsOurs:
 		return 0, refuse(fmt.Sprintf("select pg_drop_replication_slot(%s); if nobody needs it.", quote.Literal(s.slotName)),
 			"slot %q exists, and is another's (%s)", s.slotName, state.Kind)
 	case state.IsActive:
 		return 0, fmt.Errorf("%w by process %d", errSlotInUse, state.ActivePID)
+	case state.IsLost, state.IsTwoPhase:
+		if err := slot.Drop(ctx, s.catalog, s.slotName); err != nil {
+			return 0, err
+		}
+		return s.createSlot(ctx, state.Major)
 	}
 	return state.ConfirmedLSN, nil
 }
 
-func (s *session) createSlot(ctx context.Context) (pglogrepl.LSN, error) {
+func (s *session) createSlot(ctx context.Context, major int) (pglogrepl.LSN, error) {
 	s.log.Info("creating slot", "slot", s.slotName)
 	waiting := time.AfterFunc(2*time.Second, func() {
 		config := s.catalog.Config().Copy()
@@ -289,9 +273,12 @@ func (s *session) createSlot(ctx context.Context) (pglogrepl.LSN, error) {
 		defer conn.Close(context.WithoutCancel(ctx))
 		if holders, err := slot.Holders(ctx, conn); err == nil {
 			s.log.Warn("creating the slot waits for transactions that were open before it", "slot", s.slotName, "oldest", holders)
+			_, _ = conn.Exec(ctx, `select sequin.bridge_error($1, $2, $3)`, s.sourceID,
+				"creating the slot waits for transactions that were open before it: "+holders,
+				"It goes on by itself when they have ended.")
 		}
 	})
 	defer waiting.Stop()
-	begin, err := slot.Create(ctx, s.catalog, s.slotName)
+	begin, err := slot.Create(ctx, s.catalog, s.slotName, major)
 	return begin, explain(err, s.catalog.Config().User)
 }

@@ -15,8 +15,8 @@ import (
 
 const (
 	confirmEvery = time.Second      // while something new is in the log
-	speakEvery   = 5 * time.Second  // at the latest, well within any wal_sender_timeout
-	silentAfter  = 30 * time.Second // a server that was asked, and does not answer, is gone
+	speakEvery   = 5 * time.Second  // at the latest
+	silentAfter  = 30 * time.Second // a server that was asked, and does not answer, may be gone
 )
 
 // reader reads the slot, makes log rows of what it gets, and confirms what is in the log.
@@ -29,23 +29,28 @@ type reader struct {
 	routes  map[uint32]int32
 	tables  map[uint32]*changelog.Table
 
-	inTx   bool
-	isSkip bool          // of the open transaction: the log has it
-	idle   pglogrepl.LSN // the server has nothing for us before this
+	keys    map[uint32][]string // of tables, as they were when they were last described
+	isStuck func(pglogrepl.LSN) bool
+
+	inTx         bool
+	isSkip       bool // of the open transaction: the log has it
+	begin        wal.Begin
+	isFromServer bool          // that the stream has ended
+	idle         pglogrepl.LSN // the server has nothing for us before this
 	// The slot may be confirmed this far, though nothing was logged: on record, so that start-up can tell it from a loss.
 	horizon atomic.Uint64
 
 	confirmed   pglogrepl.LSN
 	confirmedAt time.Time
-	heardAt     time.Time
 	askedAt     time.Time // of the horizon
+	busyAt      time.Time // the server was silent, and at work
 }
 
 func (r *reader) open(s *session) {
 	r.session = s
 	r.encoder = changelog.NewEncoder(s.lastSeq, s.segment)
-	r.types = changelog.NewTypes()
 	r.tables = map[uint32]*changelog.Table{}
+	r.keys = map[uint32][]string{}
 	r.confirmed = s.applied
 	r.horizon.Store(uint64(s.applied))
 	s.writer.HorizonWritten = func(lsn pglogrepl.LSN) { r.horizon.Store(uint64(lsn)) }
@@ -55,10 +60,9 @@ func (r *reader) open(s *session) {
 func (r *reader) read(ctx context.Context) error {
 	// A read is ended by its deadline, and so is a wait for the context.
 	defer context.AfterFunc(ctx, func() { r.session.slot.SetReadDeadline(time.Unix(1, 0)) })()
-	r.heardAt = time.Now()
 	for n := 0; ; n++ {
 		if n%256 == 0 {
-			r.session.slot.SetReadDeadline(time.Now().Add(confirmEvery))
+			r.session.slot.SetReadDeadline(time.Now().Add(min(confirmEvery, r.patience/4)))
 			if ctx.Err() != nil {
 				return nil
 			}
@@ -71,23 +75,26 @@ func (r *reader) read(ctx context.Context) error {
 			select {
 			case <-room:
 			case <-ctx.Done():
-			case <-time.After(confirmEvery):
+			case <-time.After(min(confirmEvery, r.patience/4)):
 			}
 			continue
 		}
 		m, err := r.session.slot.Receive()
 		if slot.Timeout(err) {
 			n = -1
-			if time.Since(r.heardAt) > silentAfter {
-				return fmt.Errorf("the server has been silent for %s", time.Since(r.heardAt).Round(time.Second))
+			if err := r.judgeSilence(ctx); err != nil {
+				return err
 			}
 			continue
 		}
 		if err != nil {
+			r.isFromServer = true
 			return fmt.Errorf("read slot: %w", err)
 		}
-		if n%256 == 0 || m[0] == pglogrepl.PrimaryKeepaliveMessageByteID {
-			r.heardAt = time.Now()
+		if r.isDoubt.Swap(false) {
+			if err := r.checkPublication(ctx, r.catalog); err != nil {
+				return err
+			}
 		}
 		switch m[0] {
 		case pglogrepl.PrimaryKeepaliveMessageByteID:
@@ -104,6 +111,33 @@ func (r *reader) read(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// judgeSilence tells a server that is gone from one that is at work: before 15 it says nothing, and hears nothing, while
+// it goes through a large transaction of tables that are not streamed. Another connection asks after the process.
+func (r *reader) judgeSilence(ctx context.Context) error {
+	limit := min(silentAfter, r.patience/2)
+	silence := time.Since(r.session.slot.Heard())
+	if silence < limit || time.Since(r.busyAt) < limit {
+		return nil
+	}
+	ask, cancel := context.WithTimeout(ctx, r.answerWithin())
+	defer cancel()
+	var isThere bool
+	err := r.catalog.QueryRow(ask, `select exists (
+		select from pg_catalog.pg_replication_slots s where s.slot_name = $1 and s.active_pid = $2)`, r.slotName, int32(r.session.slot.PID())).
+		Scan(&isThere)
+	switch {
+	case err != nil:
+		return fmt.Errorf("the server has been silent for %s, and: %w", silence.Round(time.Second), err)
+	case !isThere:
+		return fmt.Errorf("the server has been silent for %s, and sends to this bridge no more", silence.Round(time.Second))
+	}
+	if r.busyAt.IsZero() {
+		r.log.Info("the server is silent, and at work: a large transaction, of tables that are not streamed")
+	}
+	r.busyAt = time.Now()
+	return nil
 }
 
 func (r *reader) keepalive(ctx context.Context, data []byte) error {
@@ -129,11 +163,12 @@ func (r *reader) confirm(ctx context.Context, isAsked bool) error {
 		r.askHorizon(now, horizon)
 	}
 	since := now.Sub(r.confirmedAt)
-	if !isAsked && since < speakEvery && (position == r.confirmed || since < confirmEvery) {
+	speak := min(speakEvery, r.patience/4)
+	if !isAsked && since < speak && (position == r.confirmed || since < confirmEvery) {
 		return nil
 	}
-	// Unless it has just spoken, it is asked to: silence then means that it is gone.
-	if err := r.session.slot.Confirm(ctx, position, !isAsked && now.Sub(r.heardAt) >= speakEvery); err != nil {
+	// Unless it has just spoken, it is asked to: silence then means something.
+	if err := r.session.slot.Confirm(ctx, position, !isAsked && now.Sub(r.session.slot.Heard()) >= speak); err != nil {
 		return err
 	}
 	r.confirmed, r.confirmedAt = position, now
@@ -180,14 +215,17 @@ func (r *reader) message(ctx context.Context, data []byte) error {
 	}
 	switch m := m.(type) {
 	case *wal.Begin:
-		r.inTx = true
-		r.isSkip = m.CommitLSN < r.applied
+		r.inTx, r.begin = true, *m
+		r.isSkip = m.CommitLSN < r.applied || r.isStuck(m.CommitLSN)
 		if !r.isSkip {
 			r.encoder.Begin(m, r.config.Segment())
 		}
 		return nil
 	case *wal.Commit:
 		r.inTx = false
+		if r.isSkip && m.CommitLSN >= r.applied {
+			return errNotStuck
+		}
 		if !r.isSkip {
 			r.queue.Commit(r.encoder, m.EndLSN)
 			r.idle = max(r.idle, m.EndLSN)
@@ -239,21 +277,27 @@ func (r *reader) relation(ctx context.Context, rel *wal.Relation) error {
 		return nil // a partition, whose changes come under its root, or a table that is not streamed any more
 	}
 	var key []string
-	err := r.catalog.QueryRow(ctx, `select sequin.bridge_relation($1, $2, $3, $4)`, r.sourceID, int64(rel.OID), rel.Schema, rel.Name).
-		Scan(&key)
+	var isRoot bool
+	err := r.catalog.QueryRow(ctx, `select sequin.bridge_relation($1, $2, $3, $4), exists (
+		select from pg_catalog.pg_class c where c.oid = $2::bigint::oid and c.relkind = 'p')`, r.sourceID, int64(rel.OID), rel.Schema, rel.Name).
+		Scan(&key, &isRoot)
 	if err != nil {
 		return fmt.Errorf("take note of table %s.%s: %w", rel.Schema, rel.Name, err)
 	}
-	t, err := changelog.NewTable(ctx, r.catalog, r.types, rel, route, key)
+	// A key column that was renamed since has its old name here.
+	if !rel.Has(key) && rel.Has(r.keys[rel.OID]) {
+		key = r.keys[rel.OID]
+	}
+	t, err := changelog.NewTable(ctx, r.catalog, r.types, rel, route, key, isRoot)
 	if err != nil {
 		return err
 	}
-	r.tables[rel.OID] = t
+	r.tables[rel.OID], r.keys[rel.OID] = t, key
 	return nil
 }
 
 func (r *reader) loadRoutes(ctx context.Context) error {
-	rows, err := r.catalog.Query(ctx, `select relation_oid, route_id from sequin.bridge_tables($1)`, r.sourceID)
+	rows, err := r.catalog.Query(ctx, `select relation_oid, route_id, key_columns from sequin.bridge_tables($1)`, r.sourceID)
 	if err != nil {
 		return fmt.Errorf("read tables: %w", err)
 	}
@@ -262,10 +306,14 @@ func (r *reader) loadRoutes(ctx context.Context) error {
 	for rows.Next() {
 		var oid int64
 		var route int32
-		if err := rows.Scan(&oid, &route); err != nil {
+		var key []string
+		if err := rows.Scan(&oid, &route, &key); err != nil {
 			return fmt.Errorf("read tables: %w", err)
 		}
 		r.routes[uint32(oid)] = route
+		if _, ok := r.keys[uint32(oid)]; !ok {
+			r.keys[uint32(oid)] = key
+		}
 	}
 	if err := rows.Err(); err != nil {
 		return fmt.Errorf("read tables: %w", err)

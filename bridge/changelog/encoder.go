@@ -3,6 +3,7 @@ package changelog
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/jackc/pglogrepl"
@@ -61,10 +62,12 @@ func (e *Encoder) Insert(t *Table, m *wal.Insert) error {
 	if !t.fits(m.New) {
 		return errShape(t, len(m.New))
 	}
+	e.reserve(m.New)
+	omitted := t.omit(m.New)
 	e.open(t, 'i', m.New, nil)
-	e.record(t, m.New, nil)
+	e.record(t, m.New, nil, omitted)
 	e.null()
-	e.close(t, m.New, nil)
+	e.close(t, m.New, nil, omitted, nil)
 	return nil
 }
 
@@ -73,19 +76,30 @@ func (e *Encoder) Update(t *Table, m *wal.Update) error {
 	if !t.fits(m.New) || m.OldKind != 0 && !t.fits(m.Old) {
 		return errShape(t, len(m.New))
 	}
+	e.reserve(m.New, m.Old)
 	if t.isKeyChanged(m) {
 		e.end(t, 'x', m.OldKind, m.Old)
 	}
+	row := m.New
+	if len(m.Old) > 0 && textSize(m.New, m.Old) > surelyFits {
+		row = slices.Clone(m.New)
+		for i := range row {
+			row[i] = value(i, m.New, m.Old)
+		}
+	}
+	omitted, omittedOld := t.omit(row), t.omit(m.Old)
 	e.open(t, 'u', m.New, m.Old)
-	e.record(t, m.New, m.Old)
+	e.record(t, m.New, m.Old, omitted)
 	if m.OldKind == 0 {
 		e.null()
 	} else {
 		at := e.openJSON()
-		e.rows.buf = t.appendChanges(e.rows.buf, m)
+		e.rows.buf = t.appendChanges(e.rows.buf, m, omittedOld)
 		e.closeField(at)
+		isKeyOnly := t.isKeyOnly(m.OldKind, m.Old)
+		omittedOld = slices.DeleteFunc(omittedOld, func(i int) bool { return !t.changed(m, i, isKeyOnly) })
 	}
-	e.close(t, m.New, m.Old)
+	e.close(t, m.New, m.Old, omitted, omittedOld)
 	return nil
 }
 
@@ -103,7 +117,7 @@ func (e *Encoder) Truncate(t *Table) {
 	e.open(t, 't', nil, nil)
 	e.null()
 	e.null()
-	e.close(t, nil, nil)
+	e.close(t, nil, nil, nil, nil)
 }
 
 // Seq returns the last seq given out.
@@ -115,17 +129,18 @@ func errShape(t *Table, count int) error {
 
 // end appends the end of a row: a delete, or an update's old key.
 func (e *Encoder) end(t *Table, action, oldKind byte, old wal.Tuple) {
+	e.reserve(old)
+	omitted := t.omit(old)
 	e.open(t, action, old, nil)
-	at := e.openJSON()
-	if oldKind == 'K' {
+	if t.isKeyOnly(oldKind, old) {
+		at := e.openJSON()
 		e.rows.buf = t.appendOldKey(e.rows.buf, old)
+		e.closeField(at)
 	} else {
-		e.rows.buf = t.appendRecord(e.rows.buf, old, nil)
+		e.record(t, old, nil, omitted)
 	}
-	e.closeField(at)
 	e.null()
-	e.field(append(e.metadata, '}'), true)
-	e.rows.add(t.Route)
+	e.close(t, nil, nil, omitted, nil)
 }
 
 // open appends a row's fields up to its record.
@@ -160,8 +175,15 @@ func (e *Encoder) open(t *Table, action byte, tuple, old wal.Tuple) {
 	}
 }
 
-// close appends a row's metadata.
-func (e *Encoder) close(t *Table, tuple, old wal.Tuple) {
+// reserve makes room for a large row at once: it is not to be copied from one buffer to the next.
+func (e *Encoder) reserve(tuples ...wal.Tuple) {
+	if n := textSize(tuples...); n > chunkSize {
+		e.rows.buf = slices.Grow(e.rows.buf, n+n/8)
+	}
+}
+
+// close appends a row's metadata. omitted is what was left out of its record, and of its changes.
+func (e *Encoder) close(t *Table, tuple, old wal.Tuple, omitted, omittedOld []int) {
 	at := e.openJSON()
 	b := append(e.rows.buf, e.metadata...)
 	if tuple != nil {
@@ -170,14 +192,18 @@ func (e *Encoder) close(t *Table, tuple, old wal.Tuple) {
 			b = append(b, names...)
 		}
 	}
+	if len(omitted) > 0 || len(omittedOld) > 0 {
+		b = append(b, `,"omitted":`...)
+		b = t.appendOmitted(b, omitted, omittedOld)
+	}
 	e.rows.buf = append(b, '}')
 	e.closeField(at)
 	e.rows.add(t.Route)
 }
 
-func (e *Encoder) record(t *Table, tuple, old wal.Tuple) {
+func (e *Encoder) record(t *Table, tuple, old wal.Tuple, omitted []int) {
 	at := e.openJSON()
-	e.rows.buf = t.appendRecord(e.rows.buf, tuple, old)
+	e.rows.buf = t.appendRecord(e.rows.buf, tuple, old, omitted)
 	e.closeField(at)
 }
 

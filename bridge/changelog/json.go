@@ -7,6 +7,9 @@ import (
 
 // appendValue appends a value, given as PostgreSQL's text, as JSON.
 func appendValue(b []byte, f *form, text []byte) []byte {
+	if isCrowded(f.kind, text) {
+		return appendString(b, text)
+	}
 	switch f.kind {
 	case asBool:
 		if len(text) == 1 && text[0] == 't' {
@@ -20,11 +23,15 @@ func appendValue(b []byte, f *form, text []byte) []byte {
 		}
 		return append(b, text...)
 	case asJSON:
-		if !fitsJSONB(text) {
+		if !fitsJSONB(text, f.isNarrow) {
 			return appendString(b, text)
 		}
 		return append(b, text...)
 	case asJSONB:
+		// One that was put together in SQL may be nested deeper than the parser goes.
+		if len(text) > 2*maxDepth && bytes.Count(text, []byte("{"))+bytes.Count(text, []byte("[")) > maxDepth && !fitsJSONB(text, false) {
+			return appendString(b, text)
+		}
 		return append(b, text...)
 	case asTimestamp:
 		return appendTimestamp(b, text, false)
@@ -143,8 +150,8 @@ func appendArray(b []byte, f *form, text []byte) []byte {
 
 // fitsJSONB tells whether jsonb takes what json took: json keeps its text as it was, with \u0000, with halves of
 // surrogate pairs, with numbers and nesting beyond all bounds.
-func fitsJSONB(text []byte) bool {
-	const maxDepth, maxDigits, maxExponent = 1000, 1000, 1000
+func fitsJSONB(text []byte, isNarrow bool) bool {
+	const maxDigits, maxExponent = 1000, 1000
 	depth := 0
 	for i := 0; i < len(text); i++ {
 		switch c := text[i]; {
@@ -156,7 +163,7 @@ func fitsJSONB(text []byte) bool {
 			depth--
 		case c == '"':
 			var ok bool
-			if i, ok = skipString(text, i); !ok {
+			if i, ok = skipString(text, i, isNarrow); !ok {
 				return false
 			}
 		case c >= '0' && c <= '9':
@@ -183,10 +190,12 @@ func fitsJSONB(text []byte) bool {
 	return true
 }
 
+const maxDepth = 1000
+
 func isDigit(c byte) bool { return c >= '0' && c <= '9' }
 
 // skipString returns the place of a JSON string's closing quote, and whether jsonb takes what is before it.
-func skipString(text []byte, i int) (int, bool) {
+func skipString(text []byte, i int, isNarrow bool) (int, bool) {
 	high := false // a first half of a surrogate pair, which the second has to follow
 	for i++; i < len(text); i++ {
 		if text[i] != '\\' {
@@ -213,7 +222,7 @@ func skipString(text []byte, i int) (int, bool) {
 		}
 		code, err := strconv.ParseUint(string(text[i+1:i+5]), 16, 16)
 		isLow := code >= 0xdc00 && code <= 0xdfff
-		if err != nil || code == 0 || high != isLow {
+		if err != nil || code == 0 || high != isLow || isNarrow && code > 0x7f {
 			return i, false
 		}
 		high = code >= 0xd800 && code <= 0xdbff

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"slices"
+	"unicode/utf8"
 
 	"sequin/bridge/wal"
 )
@@ -19,6 +22,8 @@ type Table struct {
 	key      []int // places of the columns that name a row, in the key's order; none: the table is one group
 	schema   []byte
 	name     []byte
+	isUTF8   bool
+	isRoot   bool // partitioned: its replica identity is not its partitions'
 }
 
 type column struct {
@@ -27,9 +32,11 @@ type column struct {
 }
 
 // NewTable describes a relation. keyColumns are those of the catalog now: the relation's own say which they were when
-// the change was made, wherever its replica identity does.
-func NewTable(ctx context.Context, db Queryer, types *Types, rel *wal.Relation, route int32, keyColumns []string) (*Table, error) {
-	t := &Table{Route: route, relation: rel, schema: []byte(rel.Schema), name: []byte(rel.Name)}
+// the change was made, wherever its replica identity does. isRoot: it is partitioned.
+func NewTable(
+	ctx context.Context, db Queryer, types *Types, rel *wal.Relation, route int32, keyColumns []string, isRoot bool,
+) (*Table, error) {
+	t := &Table{Route: route, relation: rel, schema: []byte(rel.Schema), name: []byte(rel.Name), isUTF8: types.isUTF8, isRoot: isRoot}
 	oids := make([]uint32, len(rel.Columns))
 	for i, c := range rel.Columns {
 		oids[i] = c.TypeOID
@@ -82,8 +89,12 @@ func value(i int, tuple, old wal.Tuple) wal.Value {
 	return v
 }
 
+// maxKey is how long the text of a key may be: an index entry must fit into a third of a page.
+const maxKey = 1024
+
 // appendKey appends a row's key as text: a single column's value, or the values of several, separated by commas and
-// quoted as in CSV where they have to be. Whether there is one.
+// quoted as in CSV where they have to be. Of one that is too long for an index, the beginning and a digest of the whole.
+// Whether there is one.
 func (t *Table) appendKey(b []byte, tuple, old wal.Tuple) ([]byte, bool) {
 	start := len(b)
 	for n, i := range t.key {
@@ -91,18 +102,16 @@ func (t *Table) appendKey(b []byte, tuple, old wal.Tuple) ([]byte, bool) {
 		if v.Kind != wal.Text {
 			return b[:start], false
 		}
-		if len(t.key) == 1 {
-			return append(b, v.Text...), true
-		}
+		text := t.text(v)
 		if n > 0 {
 			b = append(b, ',')
 		}
-		if len(v.Text) > 0 && !bytes.ContainsAny(v.Text, "\",\r\n") {
-			b = append(b, v.Text...)
+		if len(t.key) == 1 || len(text) > 0 && !bytes.ContainsAny(text, "\",\r\n") {
+			b = append(b, text...)
 			continue
 		}
 		b = append(b, '"')
-		for _, c := range v.Text {
+		for _, c := range text {
 			if c == '"' {
 				b = append(b, '"')
 			}
@@ -110,7 +119,29 @@ func (t *Table) appendKey(b []byte, tuple, old wal.Tuple) ([]byte, bool) {
 		}
 		b = append(b, '"')
 	}
+	if len(b)-start > maxKey {
+		digest := sha256.Sum256(b[start:])
+		end := start + maxKey - 2*len(digest)
+		for end > start && !t.isStart(b[end]) { // not in the middle of a character
+			end--
+		}
+		b = hex.AppendEncode(append(b[:end], "..."...), digest[:])
+	}
 	return b, len(t.key) > 0
+}
+
+// isStart tells whether a byte begins a character: in encodings other than UTF-8, only one of ASCII does so for sure.
+func (t *Table) isStart(c byte) bool {
+	return c < utf8.RuneSelf || t.isUTF8 && utf8.RuneStart(c)
+}
+
+// text is a value's, with what is no text of the database's encoding left out of it: a value of type "char" may be any byte,
+// and the log would not take it.
+func (t *Table) text(v wal.Value) []byte {
+	if t.isUTF8 && !utf8.Valid(v.Text) {
+		return bytes.ToValidUTF8(v.Text, []byte("\uFFFD"))
+	}
+	return v.Text
 }
 
 // isKeyChanged tells whether an update gave its row another key.
@@ -126,13 +157,13 @@ func (t *Table) isKeyChanged(u *wal.Update) bool {
 	return false
 }
 
-// appendRecord appends a row as a JSON object. What was not sent is not in it.
-func (t *Table) appendRecord(b []byte, tuple, old wal.Tuple) []byte {
+// appendRecord appends a row as a JSON object. What was not sent is not in it, nor what it has no room for: see omit.
+func (t *Table) appendRecord(b []byte, tuple, old wal.Tuple, omitted []int) []byte {
 	b = append(b, '{')
 	start := len(b)
 	for _, i := range t.sorted {
 		v := value(i, tuple, old)
-		if v.Kind == wal.Unchanged {
+		if v.Kind == wal.Unchanged || slices.Contains(omitted, i) {
 			continue
 		}
 		if len(b) > start {
@@ -143,32 +174,52 @@ func (t *Table) appendRecord(b []byte, tuple, old wal.Tuple) []byte {
 	return append(b, '}')
 }
 
-// appendOldKey appends the columns of an old key as a JSON object: the others are sent as null, and are not.
+// isKeyOnly tells whether of an old row only the key was sent: the other columns come as null, and are not. Changes of a
+// partition come under the root's replica identity, and may have been made under another.
+func (t *Table) isKeyOnly(kind byte, old wal.Tuple) bool {
+	if kind == 'K' || !t.isRoot || len(t.key) == 0 {
+		return kind == 'K'
+	}
+	for i, v := range old {
+		if v.Kind == wal.Text && !slices.Contains(t.key, i) {
+			return false
+		}
+	}
+	return true
+}
+
+// appendOldKey appends the columns of an old key as a JSON object. None of them is ever null.
 func (t *Table) appendOldKey(b []byte, old wal.Tuple) []byte {
 	b = append(b, '{')
 	start := len(b)
-	for i, c := range t.relation.Columns {
-		if !c.IsKey {
+	for i, v := range old {
+		if v.Kind != wal.Text {
 			continue
 		}
 		if len(b) > start {
 			b = append(b, ',')
 		}
-		b = t.appendColumn(b, i, old[i])
+		b = t.appendColumn(b, i, v)
 	}
 	return append(b, '}')
 }
 
+// changed tells whether an update changed a column, as far as the old row was sent.
+func (t *Table) changed(u *wal.Update, i int, isKeyOnly bool) bool {
+	if isKeyOnly && u.Old[i].Kind != wal.Text {
+		return false
+	}
+	v := value(i, u.New, u.Old)
+	return v.Kind != u.Old[i].Kind || !bytes.Equal(v.Text, u.Old[i].Text)
+}
+
 // appendChanges appends the old values of the columns that an update changed, as far as they were sent.
-func (t *Table) appendChanges(b []byte, u *wal.Update) []byte {
+func (t *Table) appendChanges(b []byte, u *wal.Update, omitted []int) []byte {
+	isKeyOnly := t.isKeyOnly(u.OldKind, u.Old)
 	b = append(b, '{')
 	start := len(b)
-	for i, c := range t.relation.Columns {
-		if u.OldKind == 'K' && !c.IsKey {
-			continue
-		}
-		v := value(i, u.New, u.Old)
-		if v.Kind == u.Old[i].Kind && bytes.Equal(v.Text, u.Old[i].Text) {
+	for i := range t.columns {
+		if !t.changed(u, i, isKeyOnly) || slices.Contains(omitted, i) {
 			continue
 		}
 		if len(b) > start {
@@ -179,12 +230,34 @@ func (t *Table) appendChanges(b []byte, u *wal.Update) []byte {
 	return append(b, '}')
 }
 
+// omit returns the columns that a JSON object of the log has no room for: the largest, until the others have. Nearly always
+// there are none, and that is soon told.
+func (t *Table) omit(tuple wal.Tuple) []int {
+	if textSize(tuple) <= surelyFits {
+		return nil
+	}
+	var omitted []int
+	sizes := make([]int, len(tuple))
+	total := 0
+	for i, v := range tuple {
+		sizes[i] = len(t.columns[i].label) + jsonbSize(t.columns[i].form, v.Text)
+		total += sizes[i]
+	}
+	for total > maxJSONB {
+		i := slices.Index(sizes, slices.Max(sizes))
+		omitted = append(omitted, i)
+		total -= sizes[i]
+		sizes[i] = 0
+	}
+	return omitted
+}
+
 func (t *Table) appendColumn(b []byte, i int, v wal.Value) []byte {
 	b = append(b, t.columns[i].label...)
 	if v.Kind != wal.Text {
 		return append(b, "null"...)
 	}
-	return appendValue(b, t.columns[i].form, v.Text)
+	return appendValue(b, t.columns[i].form, t.text(v))
 }
 
 // appendUnchanged appends the names of TOASTed columns that an update did not touch and nothing else has, as a JSON array.
@@ -192,17 +265,35 @@ func (t *Table) appendColumn(b []byte, i int, v wal.Value) []byte {
 func (t *Table) appendUnchanged(b []byte, tuple, old wal.Tuple) []byte {
 	start := len(b)
 	for i := range t.columns {
-		if value(i, tuple, old).Kind != wal.Unchanged {
-			continue
+		if value(i, tuple, old).Kind == wal.Unchanged {
+			b = t.appendName(b, i, start)
 		}
-		if len(b) == start {
-			b = append(b, '[')
-		} else {
-			b = append(b, ',')
-		}
-		label := t.columns[i].label
-		b = append(b, label[:len(label)-1]...)
 	}
+	return endNames(b, start)
+}
+
+// appendOmitted appends the names of columns that were left out of record, or of changes, as a JSON array.
+func (t *Table) appendOmitted(b []byte, omitted ...[]int) []byte {
+	start := len(b)
+	for i := range t.columns {
+		if slices.ContainsFunc(omitted, func(list []int) bool { return slices.Contains(list, i) }) {
+			b = t.appendName(b, i, start)
+		}
+	}
+	return endNames(b, start)
+}
+
+func (t *Table) appendName(b []byte, i, start int) []byte {
+	if len(b) == start {
+		b = append(b, '[')
+	} else {
+		b = append(b, ',')
+	}
+	label := t.columns[i].label
+	return append(b, label[:len(label)-1]...)
+}
+
+func endNames(b []byte, start int) []byte {
 	if len(b) > start {
 		b = append(b, ']')
 	}

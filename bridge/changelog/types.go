@@ -13,6 +13,8 @@ type form struct {
 	kind  formKind
 	elem  *form // of an array
 	delim byte  // of an array
+	// Of asJSON: the database cannot hold every character, and refuses an escape (é) of one that it cannot.
+	isNarrow bool
 }
 
 type formKind byte
@@ -55,15 +57,17 @@ type Queryer interface {
 
 // Types knows what kinds of value a source's types are. It asks the source for those that are not built in, once.
 type Types struct {
-	known map[uint32]*form
+	known  map[uint32]*form
+	isUTF8 bool
 }
 
-// NewTypes returns a Types that knows the built-in ones.
-func NewTypes() *Types {
-	t := &Types{known: make(map[uint32]*form, 2*len(builtinForms))}
+// NewTypes returns a Types that knows the built-in ones, for a log in a database whose encoding is UTF-8 or another.
+func NewTypes(isUTF8 bool) *Types {
+	t := &Types{known: make(map[uint32]*form, 2*len(builtinForms)), isUTF8: isUTF8}
 	for oid, f := range builtinForms {
 		t.known[oid] = f
 	}
+	t.known[pgtype.JSONOID] = &form{kind: asJSON, isNarrow: !isUTF8}
 	return t
 }
 

@@ -160,7 +160,7 @@ func (f facts) rights(state schema.State) Finding {
 // replication tries a replication connection: nothing else tells whether one is let in, and goes to the server itself.
 func (f facts) replication(ctx context.Context, databaseURL string) Finding {
 	const name = "replication"
-	conn, err := slot.Connect(ctx, databaseURL, func(*pgconn.Notice) {})
+	conn, err := slot.Connect(ctx, databaseURL, "UTF8", func(*pgconn.Notice) {})
 	if err == nil {
 		defer conn.Close()
 		if _, err = conn.Identify(ctx); err == nil {

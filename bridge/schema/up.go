@@ -75,7 +75,8 @@ func Up(ctx context.Context, databaseURL string, log *slog.Logger) error {
 // settle keeps settings of the database or the role out of the way of a long installation.
 func settle(ctx context.Context, conn *pgx.Conn) error {
 	_, err := conn.Exec(ctx, `set statement_timeout = 0; set lock_timeout = 0; set client_min_messages = warning;
-		set default_transaction_read_only = off; set default_transaction_isolation = 'read committed'`)
+		set default_transaction_read_only = off; set default_transaction_isolation = 'read committed'; set client_encoding = 'UTF8';
+		set standard_conforming_strings = on`)
 	if err != nil {
 		return fmt.Errorf("prepare connection: %w", err)
 	}
@@ -134,7 +135,14 @@ func install(ctx context.Context, conn *pgx.Conn, log *slog.Logger) error {
 		if _, err := tx.Exec(ctx, `set local search_path = pg_catalog, pg_temp`); err != nil {
 			return fmt.Errorf("set search_path: %w", err)
 		}
+		var isUTF8 bool
+		if err := tx.QueryRow(ctx, `select pg_catalog.current_setting('server_encoding') = 'UTF8'`).Scan(&isUTF8); err != nil {
+			return fmt.Errorf("look at the encoding: %w", err)
+		}
 		for _, f := range files {
+			if !isUTF8 {
+				f.text = strings.ReplaceAll(f.text, "…", "...") // not every encoding has it
+			}
 			// Without arguments, the file goes as it is: many statements, in one message.
 			if _, err := tx.Exec(ctx, f.text); err != nil {
 				return locate(f, err)

@@ -8,21 +8,23 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
+	"sequin/bridge/pinned"
 	"sequin/bridge/quote"
 )
 
-// pinned are the settings that values are printed under, so that their text means one thing, whatever the database or
+// printed are the settings that values are printed under, so that their text means one thing, whatever the database or
 // the role says. An empty search_path has names in values (of regclass, say) printed with their schema.
-var pinned = map[string]string{
+var printed = map[string]string{
 	"application_name":   "sequin bridge",
 	"bytea_output":       "hex",
-	"client_encoding":    "UTF8",
 	"DateStyle":          "ISO",
 	"extra_float_digits": "3",
 	"IntervalStyle":      "postgres",
@@ -36,28 +38,61 @@ const readBuffer = 256 << 10
 
 // Conn is a replication connection.
 type Conn struct {
-	pg *pgconn.PgConn
+	pg    *pgconn.PgConn
+	heard *ear
 }
 
-// Connect opens a replication connection. notice gets what the server has to say meanwhile.
-func Connect(ctx context.Context, databaseURL string, notice func(*pgconn.Notice)) (*Conn, error) {
+// ear takes the time of the last byte that came: a message of a gigabyte is long on its way.
+type ear struct {
+	io.Reader
+	at atomic.Int64
+}
+
+func (e *ear) Read(b []byte) (int, error) {
+	n, err := e.Reader.Read(b)
+	if n > 0 {
+		e.at.Store(time.Now().UnixNano())
+	}
+	return n, err
+}
+
+// Connect opens a replication connection, on which text comes in this encoding. notice gets what the server has to say
+// meanwhile.
+func Connect(ctx context.Context, databaseURL, encoding string, notice func(*pgconn.Notice)) (*Conn, error) {
 	config, err := pgconn.ParseConfig(databaseURL)
 	if err != nil {
 		return nil, err
 	}
-	for name, value := range pinned {
+	for name, value := range printed {
 		config.RuntimeParams[name] = value
 	}
+	config.RuntimeParams["client_encoding"] = encoding
+	pinned.Pin(config.RuntimeParams)
+	heard := &ear{}
 	config.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) { notice(n) }
 	config.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
-		return pgproto3.NewFrontend(bufio.NewReaderSize(&paced{r: r}, readBuffer), w)
+		heard.Reader = &paced{r: r}
+		return pgproto3.NewFrontend(bufio.NewReaderSize(heard, readBuffer), w)
 	}
+	ctx, cancel := context.WithTimeout(ctx, pinned.ConnectTimeout)
+	defer cancel()
 	pg, err := pgconn.ConnectConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("connect for replication: %w", err)
 	}
-	return &Conn{pg: pg}, nil
+	c := &Conn{pg: pg, heard: heard}
+	if _, err := pg.Exec(ctx, pinned.Settings).ReadAll(); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("pin settings: %w", err)
+	}
+	return c, nil
 }
+
+// Heard returns when the last byte came.
+func (c *Conn) Heard() time.Time { return time.Unix(0, c.heard.at.Load()) }
+
+// PID returns the server's process that sends.
+func (c *Conn) PID() uint32 { return c.pg.PID() }
 
 // Identify returns what server this is, and how far it has written.
 func (c *Conn) Identify(ctx context.Context) (pglogrepl.IdentifySystemResult, error) {
@@ -66,6 +101,18 @@ func (c *Conn) Identify(ctx context.Context) (pglogrepl.IdentifySystemResult, er
 		return id, fmt.Errorf("identify system: %w", err)
 	}
 	return id, nil
+}
+
+// TimelineHistory returns a timeline's history file, which the first has none of.
+func (c *Conn) TimelineHistory(ctx context.Context, timeline int32) (string, error) {
+	if timeline == 1 {
+		return "", nil
+	}
+	history, err := pglogrepl.TimelineHistory(ctx, c.pg, timeline)
+	if err != nil {
+		return "", fmt.Errorf("read the history of timeline %d: %w", timeline, err)
+	}
+	return string(history.Content), nil
 }
 
 // decodeInMemory lets the server (13 and newer) hold as much of open transactions in memory as a quarter of its
@@ -78,6 +125,32 @@ const decodeInMemory = `
 	  select least(b.setting::bigint * 8 / 4, 1048576) as kb
 	  from pg_catalog.pg_settings b where b.name = 'shared_buffers') b
 	where m.name = 'logical_decoding_work_mem' and m.setting::bigint < b.kb`
+
+// endSilence has a server that waits without end for a reader that has vanished wait a minute.
+const endSilence = `
+	select pg_catalog.set_config(s.name, '60s', false)
+	from pg_catalog.pg_settings s where s.name = 'wal_sender_timeout' and s.setting = '0'`
+
+// Patience returns how long the server waits for a reader that says nothing: wal_sender_timeout.
+func (c *Conn) Patience(ctx context.Context) (time.Duration, error) {
+	results, err := c.pg.Exec(ctx, endSilence+`; select setting from pg_catalog.pg_settings where name = 'wal_sender_timeout'`).ReadAll()
+	if err != nil {
+		return 0, fmt.Errorf("set wal_sender_timeout: %w", err)
+	}
+	ms, err := strconv.Atoi(string(results[len(results)-1].Rows[0][0]))
+	if err != nil {
+		return 0, fmt.Errorf("read wal_sender_timeout: %w", err)
+	}
+	return time.Duration(ms) * time.Millisecond, nil
+}
+
+// KeepForStandby has the server take a slot along to its standbys (17 and newer), which is made so since.
+func (c *Conn) KeepForStandby(ctx context.Context, name string) error {
+	if _, err := c.pg.Exec(ctx, "ALTER_REPLICATION_SLOT "+quote.Identifier(name)+" (FAILOVER true)").ReadAll(); err != nil {
+		return fmt.Errorf("alter slot %s: %w", name, err)
+	}
+	return nil
+}
 
 // Start begins to read a slot, from a position on. 55006 where another reads it.
 func (c *Conn) Start(ctx context.Context, name, publication string, from pglogrepl.LSN) error {

@@ -19,9 +19,12 @@ type State struct {
 	IsLost       bool   // the server has removed what it had to keep
 	LostReason   string // where the server says so (17 and newer)
 	ConfirmedLSN pglogrepl.LSN
+	IsTwoPhase   bool // it sends transactions when they are prepared
+	IsFailover   bool // the server takes it along to its standbys
 
 	IsStandby  bool // of the server
 	CurrentLSN pglogrepl.LSN
+	Major      int
 }
 
 // Columns that are not there in every version are asked for by name.
@@ -33,6 +36,9 @@ select s.slot_name is not null,
        coalesce(pg_catalog.to_jsonb(s) ->> 'wal_status' = 'lost', false) or s.slot_name is not null and s.restart_lsn is null,
        coalesce(pg_catalog.to_jsonb(s) ->> 'invalidation_reason', ''),
        coalesce(s.confirmed_flush_lsn, '0/0'::pg_catalog.pg_lsn)::pg_catalog.text,
+       coalesce((pg_catalog.to_jsonb(s) ->> 'two_phase')::pg_catalog.bool, false),
+       coalesce((pg_catalog.to_jsonb(s) ->> 'failover')::pg_catalog.bool, false),
+       pg_catalog.current_setting('server_version_num')::int / 10000,
        pg_catalog.pg_is_in_recovery(),
        case when pg_catalog.pg_is_in_recovery() then '0/0'
             else pg_catalog.pg_current_wal_insert_lsn()::pg_catalog.text end
@@ -44,7 +50,7 @@ func Look(ctx context.Context, conn *pgx.Conn, name string) (State, error) {
 	var s State
 	var confirmed, current string
 	err := conn.QueryRow(ctx, stateQuery, name).Scan(&s.Exists, &s.IsOurs, &s.Kind, &s.IsActive, &s.ActivePID, &s.IsLost,
-		&s.LostReason, &confirmed, &s.IsStandby, &current)
+		&s.LostReason, &confirmed, &s.IsTwoPhase, &s.IsFailover, &s.Major, &s.IsStandby, &current)
 	if err == nil {
 		s.ConfirmedLSN, err = pglogrepl.ParseLSN(confirmed)
 	}
@@ -57,13 +63,15 @@ func Look(ctx context.Context, conn *pgx.Conn, name string) (State, error) {
 	return s, nil
 }
 
-// Create makes a slot, which waits for every transaction that is writing anywhere on the server. It returns where the
-// slot begins.
-func Create(ctx context.Context, conn *pgx.Conn, name string) (pglogrepl.LSN, error) {
+// Create makes a slot, which waits for every transaction that is writing anywhere on the server. From 17 on the server
+// takes it along to its standbys. It returns where the slot begins.
+func Create(ctx context.Context, conn *pgx.Conn, name string, major int) (pglogrepl.LSN, error) {
+	query := `select lsn::pg_catalog.text from pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput')`
+	if major >= 17 {
+		query = `select lsn::pg_catalog.text from pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput', failover => true)`
+	}
 	var begin string
-	err := conn.QueryRow(ctx, `select lsn::pg_catalog.text from pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput')`, name).
-		Scan(&begin)
-	if err != nil {
+	if err := conn.QueryRow(ctx, query, name).Scan(&begin); err != nil {
 		return 0, fmt.Errorf("create slot %s: %w", name, err)
 	}
 	return pglogrepl.ParseLSN(begin)
@@ -78,13 +86,18 @@ func Drop(ctx context.Context, conn *pgx.Conn, name string) error {
 }
 
 const holdersQuery = `
-select coalesce(pg_catalog.string_agg(pg_catalog.format('process %s (database %s, for %s s)', a.pid, a.datname,
-         extract(epoch from pg_catalog.clock_timestamp() - a.xact_start)::bigint), ', ' order by a.xact_start), '')
+select coalesce(pg_catalog.string_agg(h.holder, ', ' order by h.since), '')
 from (
-  select * from pg_catalog.pg_stat_activity a
+  select pg_catalog.format('process %s (database %s, for %s s)', a.pid, a.datname,
+           extract(epoch from pg_catalog.clock_timestamp() - a.xact_start)::bigint) as holder, a.xact_start as since
+  from pg_catalog.pg_stat_activity a
   where a.backend_xid is not null and a.pid <> pg_catalog.pg_backend_pid()
-  order by a.xact_start
-  limit 3) a`
+  union all
+  select pg_catalog.format('prepared transaction %L (database %s, for %s s)', p.gid, p.database,
+           extract(epoch from pg_catalog.clock_timestamp() - p.prepared)::bigint), p.prepared
+  from pg_catalog.pg_prepared_xacts p
+  order by since
+  limit 3) h`
 
 // Holders names the oldest transactions that Create waits for, for a log line.
 func Holders(ctx context.Context, conn *pgx.Conn) (string, error) {

@@ -1,6 +1,10 @@
 package wal
 
-import "github.com/jackc/pglogrepl"
+import (
+	"slices"
+
+	"github.com/jackc/pglogrepl"
+)
 
 // Message is one of *Begin, *Commit, *Relation, *Insert, *Update, *Delete, *Truncate, or *Other.
 type Message interface{ isMessage() }
@@ -26,6 +30,16 @@ type Relation struct {
 	Name            string
 	ReplicaIdentity byte // d (primary key), n (nothing), f (full), i (index)
 	Columns         []RelationColumn
+}
+
+// Has tells whether it has all these columns, and there are any.
+func (r *Relation) Has(columns []string) bool {
+	for _, name := range columns {
+		if !slices.ContainsFunc(r.Columns, func(c RelationColumn) bool { return c.Name == name }) {
+			return false
+		}
+	}
+	return len(columns) > 0
 }
 
 // RelationColumn is a column of a Relation.

@@ -2,10 +2,14 @@
 package layout
 
 import (
+	"io/fs"
 	"os/exec"
 	"slices"
 	"strings"
 	"testing"
+
+	"sequin/migrations"
+	"sequin/sql"
 )
 
 // mayImport is what each package may import of this project's own.
@@ -15,15 +19,16 @@ var mayImport = map[string][]string{
 	"sequin/bridge/quote":     {},
 	"sequin/bridge/wal":       {},
 	"sequin/bridge/localpg":   {},
-	"sequin/bridge/slot":      {"sequin/bridge/quote"},
+	"sequin/bridge/pinned":    {},
+	"sequin/bridge/slot":      {"sequin/bridge/pinned", "sequin/bridge/quote"},
 	"sequin/bridge/changelog": {"sequin/bridge/wal"},
 	"sequin/bridge/upkeep":    {},
 	"sequin/bridge/schema":    {"sequin/bridge/quote", "sequin/migrations", "sequin/sql"},
 	"sequin/bridge/capture": {
-		"sequin/bridge/changelog", "sequin/bridge/quote", "sequin/bridge/slot", "sequin/bridge/wal",
+		"sequin/bridge/changelog", "sequin/bridge/pinned", "sequin/bridge/quote", "sequin/bridge/slot", "sequin/bridge/wal",
 	},
 	"sequin/bridge": {
-		"sequin/bridge/capture", "sequin/bridge/changelog", "sequin/bridge/schema", "sequin/bridge/upkeep",
+		"sequin/bridge/capture", "sequin/bridge/changelog", "sequin/bridge/pinned", "sequin/bridge/schema", "sequin/bridge/upkeep",
 	},
 	"sequin/bridge/doctor": {"sequin/bridge/quote", "sequin/bridge/schema", "sequin/bridge/slot"},
 	"sequin/bridge/dev":    {"sequin/bridge", "sequin/bridge/localpg", "sequin/bridge/schema"},
@@ -46,6 +51,28 @@ func TestImports(t *testing.T) {
 		for _, imported := range fields[1:] {
 			if strings.HasPrefix(imported, "sequin/") && !slices.Contains(allowed, imported) {
 				t.Errorf("%s imports %s", fields[0], imported)
+			}
+		}
+	}
+}
+
+// A database may be of any encoding: what is installed in it is ASCII, but for an ellipsis, which is replaced where need be.
+func TestEncoding(t *testing.T) {
+	t.Parallel()
+	for _, from := range []fs.FS{sql.FS, migrations.FS} {
+		names, err := fs.Glob(from, "*.sql")
+		if err != nil || len(names) == 0 {
+			t.Fatal(names, err)
+		}
+		for _, name := range names {
+			text, err := fs.ReadFile(from, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range string(text) {
+				if c > 0x7f && !(c == '…' && from == fs.FS(sql.FS)) {
+					t.Errorf("%s has %q", name, c)
+				}
 			}
 		}
 	}

@@ -45,6 +45,10 @@ type Audit struct {
 	stop    chan struct{}
 	writers sync.WaitGroup
 	Commits atomic.Int64
+
+	running sync.RWMutex // a writer holds it while a transaction is open
+	isHeld  bool
+	large   int
 }
 
 // NewAudit makes the table, its trigger and a stream of it, called items.
@@ -65,8 +69,37 @@ func (a *Audit) Start(writers int, pause time.Duration) {
 
 // Stop ends the writers.
 func (a *Audit) Stop() {
+	a.Resume()
 	close(a.stop)
 	a.writers.Wait()
+}
+
+// Pause has the writers wait, once what they are at is over.
+func (a *Audit) Pause() {
+	if !a.isHeld {
+		a.running.Lock()
+		a.isHeld = true
+	}
+}
+
+// Resume has them go on.
+func (a *Audit) Resume() {
+	if a.isHeld {
+		a.isHeld = false
+		a.running.Unlock()
+	}
+}
+
+// Large commits a transaction of so many rows, of keys that no writer has: it waits for the server, if need be.
+func (a *Audit) Large(count int) {
+	a.db.Helper()
+	a.large++
+	first := 1_000_000 + a.large*1_000_000
+	Eventually(a.db.TB, time.Minute, func() error {
+		_, err := a.db.Pool.Exec(context.Background(), `insert into item (id, writer, step, note)
+			select $1::int + i, -2, 0, md5(i::text) from generate_series(1, $2::int) i on conflict do nothing`, first, count)
+		return err
+	})
 }
 
 // write is a writer: each has keys of its own, and numbers its transactions.
@@ -93,7 +126,10 @@ func (a *Audit) write(writer int, pause time.Duration) {
 				continue
 			}
 		}
-		if err := a.transaction(ctx, conn, random, writer, step); err == nil {
+		a.running.RLock()
+		err := a.transaction(ctx, conn, random, writer, step)
+		a.running.RUnlock()
+		if err == nil {
 			a.Commits.Add(1)
 		} else if !conn.IsClosed() && conn.PgConn().TxStatus() != 'I' {
 			_, _ = conn.Exec(ctx, "rollback")
@@ -182,7 +218,7 @@ from (
   from (
     select xid, (record ->> 'writer')::int as writer, (record ->> 'step')::int as step,
            lag((record ->> 'step')::int) over (partition by record ->> 'writer' order by seq) as before
-    from log where action in ('insert', 'update')) s
+    from log where action in ('insert', 'update') and (record ->> 'writer')::int >= 0) s
   where step < before
   group by writer) p
 where problem is not null`

@@ -64,6 +64,36 @@ func NewOn(t testing.TB, c *localpg.Cluster) *DB {
 	return db
 }
 
+// CopyOf returns a copy of a database, which nobody may be in.
+func CopyOf(t testing.TB, original *DB) *DB {
+	t.Helper()
+	original.Pool.Reset()
+	return create(t, original.Cluster, " template "+original.Name)
+}
+
+// NewIn returns a database with the schema in it, on the server that tests share, made with these options.
+func NewIn(t testing.TB, options string) *DB {
+	t.Helper()
+	db := create(t, Cluster(t), " template template0 "+options)
+	if err := schema.Up(t.Context(), db.URL, Discard()); err != nil {
+		t.Fatal(err)
+	}
+	return db
+}
+
+// Attach returns a database that is there already, on a server of the test's own.
+func Attach(t testing.TB, c *localpg.Cluster, name string) *DB {
+	t.Helper()
+	db := &DB{TB: t, Cluster: c, Name: name, URL: c.URL(name)}
+	pool, err := pgxpool.New(context.Background(), db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.Pool = pool
+	t.Cleanup(pool.Close)
+	return db
+}
+
 // Discard returns a log that nobody reads.
 func Discard() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 

@@ -1,0 +1,186 @@
+-- The publication: what the server sends is decided by it, and by what it was at the time. So whether it, and each table
+-- in it, is still the one that was made has to be looked at again and again: 12 to 17 end the stream where it is gone,
+-- 18 leaves the changes out with a warning, and where it is made anew, or a table is put back, all looks well again.
+
+-- What is wrong with the publication of a source of this database; null: nothing.
+create or replace function sequin._publication_fault(source sequin.source)
+returns text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when source.conninfo is not null then null
+    when p.oid is null then format('publication "%s" was dropped', source.publication_name)
+    when p.oid <> source.publication_oid then format('publication "%s" was dropped, and made anew', source.publication_name)
+  end
+  from (select) one
+  left join pg_publication p on p.pubname = source.publication_name
+$$;
+
+-- Remembers a table's place in the publication, unless a stream has it already: then that stream's is what counts.
+create or replace function sequin._note_published(source sequin.source, relation oid)
+returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+  update sequin.source_table t
+  set unpublished_lsn = null, publication_rel_oid = (
+    select r.oid from pg_publication p join pg_publication_rel r on r.prpubid = p.oid
+    where p.pubname = source.publication_name and r.prrelid = relation)
+  where t.source_id = source.id and t.relation_oid = relation
+    and not exists (select from sequin.stream_table st where st.table_id = t.id)
+$$;
+
+-- The bridge looks every few seconds, and before it begins. Tables that are out of the publication are taken note of, and
+-- become gaps when they are back: no other table waits for that.
+create or replace function sequin.bridge_publication(source_id int)
+returns text
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_source sequin.source;
+  v_fault text;
+  v_table record;
+begin
+  select * into v_source from sequin.source s where s.id = source_id;
+  v_fault := sequin._publication_fault(v_source);
+  if v_fault is not null or v_source.conninfo is not null then
+    return v_fault;
+  end if;
+  for v_table in
+    select t.id, t.schema_name, t.table_name, t.publication_rel_oid, t.unpublished_lsn, r.oid as rel_oid
+    from sequin.source_table t
+    join pg_class c on c.oid = t.relation_oid
+    left join pg_publication_rel r on r.prpubid = v_source.publication_oid and r.prrelid = t.relation_oid
+    where t.source_id = v_source.id
+      and exists (select from sequin.stream_table st where st.table_id = t.id)
+      and (r.oid is distinct from t.publication_rel_oid or t.unpublished_lsn is not null)
+    order by t.id
+  loop
+    if v_table.rel_oid is null then
+      update sequin.source_table t set unpublished_lsn = pg_current_wal_insert_lsn()
+      where t.id = v_table.id and t.unpublished_lsn is null;
+      continue;
+    end if;
+    if v_table.publication_rel_oid is not null then
+      insert into sequin.gap (source_id, from_lsn, to_lsn, reason)
+      values (v_source.id,
+        coalesce(v_table.unpublished_lsn,
+          (select p.applied_lsn from sequin.progress p where p.source_id = v_source.id order by p.step desc limit 1),
+          pg_current_wal_insert_lsn()),
+        pg_current_wal_insert_lsn(),
+        format('table %I.%I was out of publication "%s" for a while: only its changes from then are missing',
+          v_table.schema_name, v_table.table_name, v_source.publication_name));
+    end if;
+    update sequin.source_table t set publication_rel_oid = v_table.rel_oid, unpublished_lsn = null where t.id = v_table.id;
+  end loop;
+  return null;
+end $$;
+comment on function sequin.bridge_publication(int) is
+'For the bridge: looks whether the publication, and each table in it, is still the one that was made. Returns what is
+wrong with the publication; null: nothing. A table that was out of it for a while becomes a gap.';
+
+-- Makes the publication again, with the tables of all streams, after a gap was accepted. A table that cannot be published
+-- any more keeps no other from it: health() names it.
+create or replace function sequin.bridge_republish(source_id int)
+returns bigint
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_source sequin.source;
+  v_version int := current_setting('server_version_num')::int;
+  v_table record;
+  v_count bigint := 0;
+begin
+  select * into v_source from sequin.source s where s.id = source_id;
+  if v_source.conninfo is not null then
+    return 0;
+  end if;
+  if not exists (select from pg_publication p where p.pubname = v_source.publication_name) then
+    execute format('create publication %I with (publish = ''insert, update, delete, truncate''%s%s)', v_source.publication_name,
+      case when v_version >= 130000 then ', publish_via_partition_root = true' else '' end,
+      case when v_version >= 180000 then ', publish_generated_columns = stored' else '' end);
+  end if;
+  update sequin.source s set publication_oid = p.oid
+  from pg_publication p
+  where s.id = v_source.id and p.pubname = s.publication_name
+  returning s.* into v_source;
+  for v_table in
+    select t.id, t.relation_oid
+    from sequin.source_table t
+    join pg_class c on c.oid = t.relation_oid
+    where t.source_id = v_source.id and exists (select from sequin.stream_table st where st.table_id = t.id)
+    order by t.id
+  loop
+    if not exists (
+         select from pg_publication_rel r
+         where r.prpubid = v_source.publication_oid and r.prrelid = v_table.relation_oid) then
+      begin
+        perform sequin._check_table(v_table.relation_oid);
+        execute format('alter publication %I add table %s', v_source.publication_name, sequin._table_name(v_table.relation_oid));
+        v_count := v_count + 1;
+      exception when others then
+        raise warning 'table % is not published: %', sequin._table_name(v_table.relation_oid), sqlerrm;
+      end;
+    end if;
+    update sequin.source_table t
+    set unpublished_lsn = null, publication_rel_oid = (
+      select r.oid from pg_publication_rel r where r.prpubid = v_source.publication_oid and r.prrelid = t.relation_oid)
+    where t.id = v_table.id;
+  end loop;
+  return v_count;
+end $$;
+comment on function sequin.bridge_republish(int) is
+'For the bridge, after a gap was accepted: makes the publication again where it is missing, and puts the tables of all
+streams into it. Returns how many it has put in.';
+
+-- A transaction that the server cannot send: it fails at the same place again and again, and the slot with it. On record
+-- as a gap of that one transaction, to be accepted before the bridge goes past it.
+create or replace function sequin.bridge_stuck(source_id int, commit_lsn text, reason text)
+returns boolean
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_gap sequin.gap;
+begin
+  select * into v_gap from sequin.gap g
+  where g.source_id = bridge_stuck.source_id and g.consumer_id is null
+    and g.from_lsn = bridge_stuck.commit_lsn::pg_lsn and g.to_lsn = g.from_lsn
+  order by g.id desc
+  limit 1;
+  if not found then
+    insert into sequin.gap (source_id, from_lsn, to_lsn, reason)
+    values (source_id, commit_lsn::pg_lsn, commit_lsn::pg_lsn, reason);
+  end if;
+  return v_gap.accepted_at is not null;
+end $$;
+comment on function sequin.bridge_stuck(int, text, text) is
+'For the bridge: the transaction that commits here cannot be sent by the server. Returns whether sequin.accept_gap has said
+to go on without it.';
+
+-- Goes past a transaction that was given up: the log has everything before it.
+create or replace function sequin.bridge_skip(source_id int, commit_lsn text, next_lsn text)
+returns boolean
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into sequin.progress (source_id, step, applied_lsn, horizon_lsn, last_seq)
+  select p.source_id, p.step + 1, bridge_skip.next_lsn::pg_lsn, greatest(bridge_skip.next_lsn::pg_lsn, p.horizon_lsn), p.last_seq
+  from sequin.progress p
+  where p.source_id = bridge_skip.source_id
+    and p.step = (select max(m.step) from sequin.progress m where m.source_id = bridge_skip.source_id)
+    and p.applied_lsn <= bridge_skip.commit_lsn::pg_lsn
+  on conflict do nothing;
+  return found;
+end $$;
+comment on function sequin.bridge_skip(int, text, text) is
+'For the bridge: goes on after the transaction that commits here, which was given up. Returns whether it did.';

@@ -1,0 +1,439 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"sequin/tests/pgtest"
+)
+
+// A table under random DDL and random changes, in and out of transactions, with savepoints, under each replica identity,
+// and a bridge that is restarted meanwhile: each change is in the log as a trigger saw it, under the name that the table
+// had, with the columns that it had; what is not there is named as unchanged, and is never null.
+func TestDDLAtRandom(t *testing.T) {
+	t.Parallel()
+	seed := pgtest.Seed(t)
+	t.Logf("seed %d", seed)
+	for n := range 3 {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			t.Parallel()
+			random := rand.New(rand.NewPCG(seed, uint64(n)))
+			db := pgtest.New(t)
+			db.Exec(`
+				create schema other;
+				create table t0 (id int primary key, code text not null unique, a text, big text);
+				create table audit (id bigserial primary key, action text, schema_name text, table_name text, old jsonb, new jsonb);
+				create function audit() returns trigger language plpgsql as $$
+				begin
+				  insert into audit (action, schema_name, table_name, old, new)
+				  values (lower(tg_op), tg_table_schema, tg_table_name,
+				    case when tg_op in ('UPDATE', 'DELETE') then to_jsonb(old) end, case when tg_op in ('INSERT', 'UPDATE') then to_jsonb(new) end);
+				  return null;
+				end $$;
+				create trigger audit after insert or update or delete on t0 for each row execute function audit();
+				create trigger audit_truncate after truncate on t0 execute function audit();
+				select sequin.create_stream('t', '{t0}', mode => 'changes')`)
+			stop := pgtest.StartBridge(t, db.URL)
+			d := &ddl{random: random, table: "t0", schema: "public", identity: "default"}
+			conn := db.Connect()
+			for i := range 12 * pgtest.Rounds(t, 10) {
+				if _, err := conn.Exec(context.Background(), d.step()); err != nil {
+					t.Fatalf("%s: %v", strings.Join(d.done[max(0, len(d.done)-3):], ";\n"), err)
+				}
+				if i%40 == 39 {
+					stop()
+					stop = pgtest.StartBridge(t, db.URL)
+				}
+			}
+			pgtest.Eventually(t, 30*time.Second, func() error {
+				logged, audited := pgtest.Value[int](db, `select count(*) from sequin.log where action <> 'x'`), pgtest.Value[int](db, `select count(*) from audit`)
+				if logged != audited {
+					return fmt.Errorf("the log has %d changes, the audit %d", logged, audited)
+				}
+				return nil
+			})
+			for i, line := range pgtest.Column[string](db, `
+				with l as (select row_number() over (order by seq) as n, *, sequin._action(action) as name, metadata -> 'unchanged' as unchanged
+				           from sequin.log where action <> 'x'),
+				a as (select row_number() over (order by id) as n, * from audit)
+				select concat_ws(' ', a.n, a.action, a.schema_name, a.table_name, left(a.old::text, 200), left(a.new::text, 200), 'became', l.name, l.table_schema, l.table_name,
+				         l.record_pk, left(l.record::text, 200), left(l.changes::text, 200), l.unchanged)
+				from a join l using (n)
+				where (a.action, a.schema_name, a.table_name) is distinct from (l.name, l.table_schema, l.table_name)
+				   or a.action in ('insert', 'update')
+				      and a.new - array(select jsonb_array_elements_text(coalesce(l.unchanged, '[]'))) is distinct from l.record
+				   or a.action = 'delete' and not (l.record <@ a.old and l.record <> '{}')
+				   or a.action = 'update' and l.changes is not null and not (l.changes <@ a.old)
+				   or l.record_pk is null and a.action <> 'truncate'
+				order by a.n`) {
+				if i < 5 {
+					t.Errorf("seed %d: %s", seed, line)
+				}
+			}
+		})
+	}
+}
+
+// ddl makes statements up, and remembers what they have made of the table.
+type ddl struct {
+	random                  *rand.Rand
+	table, schema, identity string
+	columns                 []string // those that were added
+	made, ids               int
+	done                    []string
+}
+
+func (d *ddl) name() string { return d.schema + "." + d.table }
+
+func (d *ddl) step() string {
+	var statements []string
+	for range 1 + d.random.IntN(4) {
+		statements = append(statements, d.statement())
+	}
+	sql := strings.Join(statements, "; ")
+	if d.random.IntN(3) == 0 {
+		// Each by itself.
+		sql = strings.Join(statements, "; commit; begin; ")
+	}
+	if d.random.IntN(4) == 0 {
+		sql += fmt.Sprintf(`; savepoint s; insert into %s (id, code) values (%d, 'gone'); rollback to s`, d.name(), d.id())
+	}
+	sql = "begin; " + sql + "; commit"
+	d.done = append(d.done, sql)
+	return sql
+}
+
+func (d *ddl) id() int {
+	d.ids++
+	return d.ids
+}
+
+func (d *ddl) insert() string {
+	id := d.id()
+	big := "null"
+	if d.random.IntN(2) == 0 {
+		big = "(select string_agg(md5(i::text), '') from generate_series(1, 300) i)"
+	}
+	return fmt.Sprintf(`insert into %s (id, code, a, big) values (%d, 'c%d', 'x', %s)`, d.name(), id, id, big)
+}
+
+func (d *ddl) statement() string {
+	d.made++
+	some := func() string { // of the rows
+		return fmt.Sprintf(`(select id from %s order by md5(id::text || '%d') limit 2)`, d.name(), d.made)
+	}
+	choice := d.random.IntN(20)
+	if d.identity == "nothing" && choice >= 4 && choice < 9 {
+		choice = 0 // the server refuses updates and deletes
+	}
+	switch {
+	case choice < 4:
+		return d.insert()
+	case choice < 6:
+		return fmt.Sprintf(`update %s set a = 'y%d' where id in %s`, d.name(), d.made, some())
+	case choice < 7:
+		return fmt.Sprintf(`update %s set code = code || '_' where id in %s`, d.name(), some())
+	case choice < 8:
+		return fmt.Sprintf(`update %s set id = %d where id = (select max(id) from %s)`, d.name(), d.id()+1_000_000, d.name())
+	case choice < 9:
+		return fmt.Sprintf(`delete from %s where id in %s`, d.name(), some())
+	case choice < 10:
+		return `truncate ` + d.name()
+	case choice < 12:
+		c := fmt.Sprintf("c%d", d.made)
+		d.columns = append(d.columns, c)
+		kind := []string{"int", "int default 7", "text default 'd'", "numeric not null default 1.5", `jsonb default '{"a": [1]}'`, "boolean", "text[] default '{a,\"b,\"}'"}
+		return fmt.Sprintf(`alter table %s add %s %s`, d.name(), c, kind[d.random.IntN(len(kind))])
+	case choice < 13 && len(d.columns) > 0:
+		c := d.columns[0]
+		d.columns = d.columns[1:]
+		return fmt.Sprintf(`alter table %s drop %s`, d.name(), c)
+	case choice < 14 && len(d.columns) > 0:
+		i := d.random.IntN(len(d.columns))
+		old := d.columns[i]
+		d.columns[i] = fmt.Sprintf("r%d", d.made)
+		return fmt.Sprintf(`alter table %s rename %s to %s`, d.name(), old, d.columns[i])
+	case choice < 15 && len(d.columns) > 0:
+		return fmt.Sprintf(`alter table %s alter %s drop default, alter %[2]s drop not null, alter %[2]s type text using %[2]s::text`, d.name(), d.columns[d.random.IntN(len(d.columns))])
+	case choice < 16:
+		old := d.name()
+		d.table = fmt.Sprintf("t%d", d.made)
+		return fmt.Sprintf(`alter table %s rename to %s`, old, d.table)
+	case choice < 17:
+		old := d.name()
+		d.schema = map[string]string{"public": "other", "other": "public"}[d.schema]
+		return fmt.Sprintf(`alter table %s set schema %s`, old, d.schema)
+	case choice < 19:
+		d.identity = []string{"default", "full", "index", "nothing", "full"}[d.random.IntN(5)]
+		if d.identity == "index" {
+			return fmt.Sprintf(`alter table %s replica identity using index t0_code_key`, d.name())
+		}
+		return fmt.Sprintf(`alter table %s replica identity %s`, d.name(), d.identity)
+	default:
+		return d.insert()
+	}
+}
+
+// Old values of a partition's row, as far as the partition's own replica identity gives them: what it does not is not null.
+func TestPartitionIdentities(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	if db.Major() < 13 {
+		t.Skip("PostgreSQL 12 cannot publish a partitioned table")
+	}
+	db.Exec(`
+		create table p (id int primary key, a text, b text) partition by range (id);
+		create table p1 partition of p for values from (0) to (100);
+		create table p2 (b text, a text, id int not null primary key);
+		alter table p attach partition p2 for values from (100) to (200);
+		alter table p replica identity full;
+		alter table p2 replica identity full;
+		select sequin.create_stream('p', '{p}', mode => 'changes')`)
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`insert into p values (1, 'x', 'y'), (101, 'x', 'y')`)
+	db.Exec(`update p set a = 'z'`)
+	db.Exec(`update p set id = id + 1, b = 'w'`)
+	db.Exec(`delete from p`)
+	awaitMessages(t, db, "p",
+		`insert p 1 {"a": "x", "b": "y", "id": 1} -`,
+		`insert p 101 {"a": "x", "b": "y", "id": 101} -`,
+		`update p 1 {"a": "z", "b": "y", "id": 1} -`,
+		`update p 101 {"a": "z", "b": "y", "id": 101} {"a": "x"}`,
+		`update p 2 {"a": "z", "b": "w", "id": 2} {"id": 1}`,
+		`update p 102 {"a": "z", "b": "w", "id": 102} {"b": "y", "id": 101}`,
+		`delete p 2 {"id": 2} -`,
+		`delete p 102 {"a": "z", "b": "w", "id": 102} -`)
+}
+
+// Partitions that come and go, are moved into, and are truncated.
+func TestPartitionsComeAndGo(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	if db.Major() < 13 {
+		t.Skip("PostgreSQL 12 cannot publish a partitioned table")
+	}
+	db.Exec(`
+		create table p (id int, k text, a text, primary key (id, k)) partition by list (k);
+		create table pa partition of p for values in ('a') partition by range (id);
+		create table pa1 partition of pa for values from (0) to (10);
+		select sequin.create_stream('p', '{p}', mode => 'changes')`)
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`insert into p values (1, 'a', 'x')`)
+	db.Exec(`begin; create table pb partition of p for values in ('b'); insert into p values (2, 'b', 'x'); insert into pb values (3, 'b', 'x');
+		alter table p add c int; insert into p values (4, 'b', 'x', 7); commit`)
+	db.Exec(`create table pc (k text not null, gone int, id int not null, c int, a text, primary key (id, k)); alter table pc drop gone`)
+	if db.Major() > 13 { // which forgets to look again at what it has seen as a table of its own
+		db.Exec(`insert into pc values ('c', 5, null, 'before it belongs to anything')`)
+	}
+	db.Exec(`alter table p attach partition pc for values in ('c')`)
+	db.Exec(`insert into p values (6, 'c', 'x', 8)`)
+	db.Exec(`update p set k = 'c' where id = 1`)
+	db.Exec(`create table pa2 partition of pa for values from (10) to (20); insert into pa values (11, 'a', 'deep')`)
+	db.Exec(`alter table p detach partition pb`)
+	db.Exec(`truncate p`)
+	db.Exec(`insert into p values (12, 'a', 'last')`)
+	awaitMessages(t, db, "p",
+		`insert p 1,a {"a": "x", "k": "a", "id": 1} -`,
+		`insert p 2,b {"a": "x", "k": "b", "id": 2} -`,
+		`insert p 3,b {"a": "x", "k": "b", "id": 3} -`,
+		`insert p 4,b {"a": "x", "c": 7, "k": "b", "id": 4} -`,
+		`insert p 6,c {"a": "x", "c": 8, "k": "c", "id": 6} -`,
+		`delete p 1,a {"k": "a", "id": 1} -`,
+		`insert p 1,c {"a": "x", "c": null, "k": "c", "id": 1} -`,
+		`insert p 11,a {"a": "deep", "c": null, "k": "a", "id": 11} -`,
+		`truncate p - - -`,
+		`insert p 12,a {"a": "last", "c": null, "k": "a", "id": 12} -`)
+}
+
+// A truncate of several tables is a message of each; one that cascades, also of those that it takes along.
+func TestTruncates(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table a (id int primary key); create table b (id int primary key, a int references a); create table c (id serial primary key);
+		create table quiet (id int primary key, a int references a);
+		select sequin.create_stream('all', '{a,b,c}', mode => 'changes')`)
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`begin; insert into a values (1); truncate a, c restart identity cascade; insert into a values (2); commit`)
+	awaitMessages(t, db, "all",
+		`insert a 1 {"id": 1} -`, `truncate a - - -`, `truncate c - - -`, `truncate b - - -`, `insert a 2 {"id": 2} -`)
+}
+
+// Transactions in two phases come when they are committed; what is rolled back, whole or to a savepoint, never does.
+func TestTransactionsOfAllKinds(t *testing.T) {
+	t.Parallel()
+	db := pgtest.NewOn(t, pgtest.NewCluster(t, map[string]string{"max_prepared_transactions": "10"}))
+	db.Exec(`create table t (id int primary key); select sequin.create_stream('t', '{t}')`)
+	stop := pgtest.StartBridge(t, db.URL)
+	for _, sql := range []string{
+		`begin; insert into t values (1); prepare transaction 'kept'`,
+		`begin; insert into t values (2); prepare transaction 'lost'`,
+		`insert into t values (3)`,
+		`begin; insert into t values (4); savepoint a; insert into t values (5); savepoint b; insert into t values (6); rollback to a;
+		 insert into t values (7); savepoint c; insert into t values (8); release c; commit`,
+		`begin; insert into t values (9); rollback`,
+		`do $$ begin for i in 10..12 loop begin insert into t values (i); if i = 11 then raise 'no'; end if; exception when others then null; end; end loop; end $$`,
+		`rollback prepared 'lost'`,
+	} {
+		db.Exec(sql)
+	}
+	awaitKeys(t, db, "3", "4", "7", "8", "10", "12")
+	stop()
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`commit prepared 'kept'`)
+	db.Exec(`insert into t values (13)`)
+	awaitKeys(t, db, "3", "4", "7", "8", "10", "12", "1", "13")
+	if pgtest.Value[bool](db, `select coalesce(bool_or((to_jsonb(s) ->> 'two_phase')::boolean), false) from pg_replication_slots s`) {
+		t.Error("the slot is two-phase")
+	}
+}
+
+// What is not in the WAL as rows is refused by what it is; and a streamed table cannot become it.
+func TestNotStreamable(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	conn := db.Connect()
+	for _, test := range []struct{ make, name, want string }{
+		{`create unlogged table u (id int primary key)`, "u", "is an unlogged table"},
+		{`create temporary table tmp (id int primary key)`, "tmp", "is a temporary table"},
+		{`create sequence s`, "s", "is a sequence"},
+		{`create view v as select 1 as id`, "v", "is a view"},
+		{`create materialized view mv as select 1 as id`, "mv", "is a materialized view"},
+	} {
+		if _, err := conn.Exec(t.Context(), test.make); err != nil {
+			t.Fatal(err)
+		}
+		_, err := conn.Exec(t.Context(), `select sequin.create_stream('x', array[$1])`, test.name)
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: got %v", test.make, err)
+		}
+	}
+	db.Exec(`create table t (id int primary key); select sequin.create_stream('t', '{t}')`)
+	if db.Major() >= 15 { // it refuses from its 15th version on; before that, nothing comes any more
+		if e := db.Error(`alter table t set unlogged`); !strings.Contains(e.Message, "publication") {
+			t.Errorf("got %v", e)
+		}
+	}
+}
+
+// A replica identity that includes more than its key, and keys whose columns are renamed.
+func TestKeys(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table t (id int, a text, primary key (id) include (a)); alter table t replica identity full;
+		select sequin.create_stream('t', '{t}', mode => 'changes')`)
+	stop := pgtest.StartBridge(t, db.URL)
+	db.Exec(`insert into t values (1, 'x')`)
+	db.Exec(`update t set a = 'y'`)
+	awaitMessages(t, db, "t", `insert t 1 {"a": "x", "id": 1} -`, `update t 1 {"a": "y", "id": 1} {"a": "x"}`)
+	stop()
+	db.Exec(`insert into t values (2, 'x')`)
+	db.Exec(`alter table t rename id to id2`)
+	db.Exec(`insert into t values (3, 'x')`)
+	pgtest.StartBridge(t, db.URL)
+	awaitMessages(t, db, "t", `insert t 1 {"a": "x", "id": 1} -`, `update t 1 {"a": "y", "id": 1} {"a": "x"}`,
+		`insert t 2 {"a": "x", "id": 2} -`, `insert t 3 {"a": "x", "id2": 3} -`)
+}
+
+// Generated columns: from 18 on the stored ones are there, and never is an update of the user's made to fail.
+func TestGeneratedColumns(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table t (id int primary key, a int, d int generated always as (a * 2) stored); alter table t replica identity full;
+		select sequin.create_stream('t', '{t}', mode => 'changes')`)
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`insert into t (id, a) values (1, 2)`)
+	db.Exec(`update t set a = 3`)
+	if db.Major() >= 18 {
+		awaitMessages(t, db, "t", `insert t 1 {"a": 2, "d": 4, "id": 1} -`, `update t 1 {"a": 3, "d": 6, "id": 1} {"a": 2, "d": 4}`)
+		db.Exec(`create table v (id int primary key, a int, d int generated always as (a * 2) virtual)`)
+		db.Exec(`select sequin.create_stream('v', '{v}')`)
+		db.Exec(`insert into v (id, a) values (1, 2); update v set a = 3; delete from v`)
+		awaitMessages(t, db, "v", `insert v 1 {"a": 2, "id": 1} -`, `update v 1 {"a": 3, "id": 1} -`, `delete v 1 {"id": 1} -`)
+		db.Exec(`create table w (id int primary key, a int, d int generated always as (a * 2) virtual); alter table w replica identity full`)
+		if e := db.Error(`select sequin.create_stream('w', '{w}')`); e.Code != "55000" || !strings.Contains(e.Hint, "replica identity default") {
+			t.Errorf("got %v", e)
+		}
+		return
+	}
+	awaitMessages(t, db, "t", `insert t 1 {"a": 2, "id": 1} -`, `update t 1 {"a": 3, "id": 1} {"a": 2}`)
+}
+
+// Databases of other encodings: what they hold comes through as it is, and nothing of it stops the bridge.
+func TestEncodings(t *testing.T) {
+	t.Parallel()
+	for _, encoding := range []string{"LATIN1", "SQL_ASCII", "EUC_JP", "WIN1251"} {
+		t.Run(encoding, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.NewIn(t, `encoding '`+encoding+`' lc_collate 'C' lc_ctype 'C'`)
+			db.Exec(fmt.Sprintf(`alter database %s set client_encoding = %s`, db.Name, encoding))
+			db.Pool.Reset()
+			// A letter that each has, made of bytes, as the driver speaks UTF-8.
+			letter := map[string]string{"LATIN1": `\xe9`, "SQL_ASCII": `\xff80`, "EUC_JP": `\xa4a2`, "WIN1251": `\xe6`}[encoding]
+			db.Exec(fmt.Sprintf(`create function letter() returns text language sql immutable as $$ select convert_from('%s', '%s') $$`, letter, encoding))
+			db.Exec(`do $$ begin execute format('create table %I (id int primary key, %I text, j json)', 't' || letter(), letter()); end $$`)
+			db.Exec(`do $$ begin perform sequin.create_stream('t', array['t' || letter()], mode => 'changes'); end $$`)
+			pgtest.StartBridge(t, db.URL)
+			db.Exec(`do $$ begin execute format('insert into %I values (1, letter(), ''{"a": "\u00e9\u2603"}''), (2, ''x'' || letter(), to_json(letter()))', 't' || letter()); end $$`)
+			awaitLog(t, db, 2)
+			for _, sql := range []string{
+				`select bool_and(table_name = 't' || letter()) from sequin.log`,
+				`select record ->> letter() = letter() from sequin.log where record_pk = '1'`,
+				`select record ->> letter() = 'x' || letter() from sequin.log where record_pk = '2'`,
+				`select record ->> 'j' = '{"a": "\u00e9\u2603"}' from sequin.log where record_pk = '1'`,
+				`select record ->> 'j' = letter() from sequin.log where record_pk = '2'`,
+			} {
+				if !pgtest.Value[bool](db, sql) {
+					t.Errorf("not so: %s", sql)
+				}
+			}
+		})
+	}
+}
+
+// Whatever a database and a role have as their settings, the bridge does its work.
+func TestSettings(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	settings := map[string]string{
+		"statement_timeout": "50ms", "lock_timeout": "10ms", "idle_in_transaction_session_timeout": "50ms",
+		"default_transaction_read_only": "on", "default_transaction_isolation": "serializable", "default_transaction_deferrable": "on",
+		"search_path": "nowhere", "row_security": "off", "client_min_messages": "error", "synchronous_commit": "off", "timezone": "Asia/Tokyo",
+		"wal_sender_timeout": "2s", "standard_conforming_strings": "off", "quote_all_identifiers": "on", "check_function_bodies": "off",
+	}
+	if db.Major() >= 14 {
+		settings["idle_session_timeout"] = "100ms"
+	}
+	if db.Major() >= 17 {
+		settings["transaction_timeout"] = "50ms"
+	}
+	db.Exec(`create table t (id int primary key, at timestamptz, a text); select sequin.create_stream('t', '{t}'); select sequin.create_consumer('c', 't')`)
+	// What the schema's owner sets is the hardest: these are its own.
+	role := "owner_" + db.Name
+	db.Exec(`create role ` + role + ` superuser login`)
+	db.Cleanup(func() { db.Exec(`drop role ` + role) })
+	for name, value := range settings {
+		for _, of := range []string{"database " + db.Name, "role " + role} {
+			db.Exec(fmt.Sprintf(`alter %s set %s = '%s'`, of, name, value))
+		}
+	}
+	b := pgtest.BridgeProcess(t, db.URLAs(role))
+	b.AwaitLog("msg=capturing")
+	db.Exec(`insert into t select i, '2026-01-01 00:00+00', 'a\b' from generate_series(1, 20000) i`)
+	awaitLog(t, db, 20000)
+	time.Sleep(3 * time.Second) // longer than any of them
+	db.Exec(`insert into t values (0)`)
+	awaitLog(t, db, 20001)
+	if got := pgtest.Value[string](db, `select record::text from sequin.log where record_pk = '7'`); got != `{"a": "a\\b", "at": "2026-01-01T00:00:00+00:00", "id": 7}` {
+		t.Errorf("got %s", got)
+	}
+	if strings.Count(b.Log(), "msg=capturing") != 1 || strings.Contains(b.Log(), "level=WARN") {
+		t.Errorf("it was interrupted: %s", b.Log())
+	}
+	if err := b.Stop(); err != nil {
+		t.Errorf("%v: %s", err, b.Log())
+	}
+}

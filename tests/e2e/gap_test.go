@@ -1,0 +1,370 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"sequin/tests/pgtest"
+)
+
+// gapped is a database whose bridge has captured the row 1 of table t, and has been stopped.
+func gapped(t *testing.T, db *pgtest.DB) (applied string) {
+	t.Helper()
+	db.Exec(`create table t (id int primary key, a text); select sequin.create_stream('t', '{t}')`)
+	b := pgtest.BridgeProcess(t, db.URL)
+	b.AwaitLog("msg=capturing")
+	db.Exec(`insert into t values (1)`)
+	awaitKeys(t, db, "1")
+	if err := b.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	return pgtest.Value[string](db, `select applied_lsn::text from sequin.progress order by step desc limit 1`)
+}
+
+// awaitKeys waits until the log has these rows' messages, in this order, and no other.
+func awaitKeys(t *testing.T, db *pgtest.DB, want ...string) {
+	t.Helper()
+	pgtest.Eventually(t, 30*time.Second, func() error {
+		got := pgtest.Column[string](db, `select coalesce(record_pk, '-') from sequin.messages order by seq`)
+		if fmt.Sprint(got) != fmt.Sprint(want) {
+			return fmt.Errorf("the log has %v, not %v", got, want)
+		}
+		return nil
+	})
+}
+
+// awaitHealth waits until health() says all of this.
+func awaitHealth(t *testing.T, db *pgtest.DB, want ...string) {
+	t.Helper()
+	pgtest.Eventually(t, 30*time.Second, func() error {
+		all := strings.Join(pgtest.Column[string](db, `select concat_ws(' ', status, name, detail, hint) from sequin.health()`), "\n")
+		for _, text := range want {
+			if !strings.Contains(all, text) {
+				return fmt.Errorf("health() does not say %q:\n%s", text, all)
+			}
+		}
+		return nil
+	})
+}
+
+// refusedThenAccepted starts a bridge, which must refuse with these words and name where the gap begins, and not go on; and
+// accepts the gap, upon which it goes on, and captures.
+func refusedThenAccepted(t *testing.T, db *pgtest.DB, applied string, words ...string) {
+	t.Helper()
+	b := pgtest.BridgeProcess(t, db.URL)
+	b.AwaitLog("changes after " + applied + " are lost")
+	for _, w := range words {
+		b.AwaitLog(w)
+	}
+	awaitHealth(t, db, "error source local changes after "+applied+" are lost", "error gap in source local lost changes from "+applied,
+		words[0], "select sequin.accept_gap('local');")
+	if state := pgtest.Value[string](db, `select state || error from sequin.sources where name = 'local'`); !strings.HasPrefix(state, "error") ||
+		!strings.Contains(state, words[0]) {
+		t.Errorf("sequin.sources says %s", state)
+	}
+	if strings.Contains(b.Log(), "msg=capturing") {
+		t.Fatalf("it went on before the gap was accepted: %s", b.Log())
+	}
+	if n := pgtest.Value[int](db, `select sequin.accept_gap('local')`); n != 1 {
+		t.Errorf("%d gaps were accepted", n)
+	}
+	b.AwaitLog("going on after a gap")
+	b.AwaitLog("msg=capturing")
+	db.Exec(`insert into t values (100)`)
+	awaitKeys(t, db, "1", "100")
+	if n := pgtest.Value[int](db, `select count(*) from sequin.health() where status = 'error'`); n != 0 {
+		t.Errorf("%d errors are left in health()", n)
+	}
+	if to := pgtest.Value[bool](db, `select bool_and(to_lsn > from_lsn or from_lsn = 'FFFF/0' and to_lsn is not null) from sequin.gap`); !to {
+		t.Error("the gap has no end")
+	}
+	// The next bridge has nothing to say against it.
+	if err := b.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	b = pgtest.BridgeProcess(t, db.URL)
+	b.AwaitLog("msg=capturing")
+}
+
+// The ways in which a slot loses what the log has not: each is told from the others, and gone on from when it is accepted.
+func TestSlotLost(t *testing.T) {
+	t.Parallel()
+	slotName := func(db *pgtest.DB) string {
+		return pgtest.Value[string](db, `select slot_name::text from pg_replication_slots where database = current_database()`)
+	}
+	for name, lose := range map[string]struct {
+		lose  func(t *testing.T, db *pgtest.DB)
+		words string
+		since int
+	}{
+		"dropped": {func(t *testing.T, db *pgtest.DB) {
+			dropSlot(t, db)
+			db.Exec(`insert into t values (2)`)
+		}, "does not exist any more", 0},
+		"made anew": {func(t *testing.T, db *pgtest.DB) {
+			name := slotName(db)
+			dropSlot(t, db)
+			db.Exec(`insert into t values (2)`)
+			db.Exec(`select pg_create_logical_replication_slot($1, 'pgoutput')`, name)
+		}, "it was made anew, or moved by another", 0},
+		"moved": {func(t *testing.T, db *pgtest.DB) {
+			db.Exec(`begin; set local synchronous_commit = on; insert into t values (2); commit`)
+			pgtest.Eventually(t, 10*time.Second, func() error {
+				_, err := db.Pool.Exec(t.Context(), `select pg_replication_slot_advance($1, pg_current_wal_lsn())`, slotName(db))
+				return err
+			})
+		}, "it was made anew, or moved by another", 0},
+		"of another server": {func(t *testing.T, db *pgtest.DB) {
+			db.Exec(`update sequin.source set system_identifier = '1'`)
+			dropSlot(t, db)
+		}, "this is another server", 0},
+		"restored": {func(t *testing.T, db *pgtest.DB) {
+			// As if what the log has came after what the server has kept.
+			db.Exec(`insert into sequin.progress (source_id, step, applied_lsn, horizon_lsn, last_seq)
+				select source_id, step + 1, 'FFFF/0', 'FFFF/0', last_seq from sequin.progress order by step desc limit 1`)
+		}, "it was restored from a backup", 0},
+		"two-phase": {func(t *testing.T, db *pgtest.DB) {
+			pgtest.Eventually(t, 10*time.Second, func() error {
+				_, err := db.Pool.Exec(t.Context(), `select count(*) from pg_logical_slot_peek_binary_changes($1, null, null, 'proto_version', '3',
+					'publication_names', 'sequin', 'two_phase', 'on')`, slotName(db))
+				return err
+			})
+		}, "it sends what is only prepared", 15},
+		"another's": {func(t *testing.T, db *pgtest.DB) {
+			name := slotName(db)
+			dropSlot(t, db)
+			db.Exec(`select pg_create_logical_replication_slot($1, 'test_decoding')`, name)
+		}, "is another's (logical slot of database", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			if db.Major() < lose.since {
+				t.Skip("this server does not know of it")
+			}
+			applied := gapped(t, db)
+			lose.lose(t, db)
+			switch name {
+			case "restored":
+				applied = "FFFF/0"
+			case "another's":
+				b := pgtest.BridgeProcess(t, db.URL)
+				b.AwaitLog(lose.words)
+				db.Exec(`select sequin.accept_gap('local')`)
+				b.AwaitLog("select pg_drop_replication_slot('" + slotName(db) + "'); if nobody needs it.")
+				dropSlot(t, db)
+				b.AwaitLog("msg=capturing")
+				db.Exec(`insert into t values (100)`)
+				awaitKeys(t, db, "1", "100")
+				return
+			}
+			refusedThenAccepted(t, db, applied, lose.words)
+		})
+	}
+}
+
+func TestSlotInvalidated(t *testing.T) {
+	t.Parallel()
+	if m := pgtest.Binaries(t).Major; m == 12 {
+		t.Skip("PostgreSQL 12 keeps WAL for a slot without limit")
+	}
+	db := pgtest.NewOn(t, pgtest.NewCluster(t, map[string]string{"max_slot_wal_keep_size": "16MB", "wal_keep_size": "0", "checkpoint_timeout": "1h"}))
+	applied := gapped(t, db)
+	pgtest.Eventually(t, 60*time.Second, func() error {
+		db.Exec(`insert into t select -i, repeat('x', 1000) from generate_series(1, 1000) i; delete from t where id < 0; select pg_switch_wal()`)
+		db.Exec(`checkpoint`)
+		if status := pgtest.Value[string](db, `select wal_status from pg_replication_slots`); status != "lost" {
+			return fmt.Errorf("the slot is %s", status)
+		}
+		return nil
+	})
+	reason := "max_slot_wal_keep_size"
+	if db.Major() >= 17 {
+		reason = "wal_removed"
+	}
+	refusedThenAccepted(t, db, applied, "was invalidated by the server ("+reason+")")
+}
+
+// A copy of a database, made while nobody was in it, has the log of the original, and must leave its slot alone.
+func TestDatabaseCopied(t *testing.T) {
+	t.Parallel()
+	c := pgtest.NewCluster(t, nil)
+	original := pgtest.NewOn(t, c)
+	applied := gapped(t, original)
+	slots := pgtest.Column[string](original, `select slot_name || ' ' || confirmed_flush_lsn from pg_replication_slots`)
+	db := pgtest.CopyOf(t, original)
+	refusedThenAccepted(t, db, applied, "this is a copy of the database that was captured")
+	if got := pgtest.Column[string](original, `select slot_name || ' ' || confirmed_flush_lsn from pg_replication_slots
+		where database = $1`, original.Name); fmt.Sprint(got) != fmt.Sprint(slots) {
+		t.Errorf("the original's slot is %v, and was %v", got, slots)
+	}
+	b := pgtest.BridgeProcess(t, original.URL)
+	b.AwaitLog("msg=capturing")
+	original.Exec(`insert into t values (2)`)
+	awaitKeys(t, original, "1", "2")
+}
+
+// A publication that is dropped under a bridge, and perhaps made again before anybody looks, is a gap: from 18 on the server
+// goes on without it, and before that it never gets past it.
+func TestPublicationDropped(t *testing.T) {
+	t.Parallel()
+	for _, isMadeAgain := range []bool{false, true} {
+		for _, isRunning := range []bool{false, true} {
+			t.Run(fmt.Sprintf("made again %t, bridge running %t", isMadeAgain, isRunning), func(t *testing.T) {
+				t.Parallel()
+				db := pgtest.New(t)
+				db.Exec(`create table t (id int primary key, a text); create table u (id int primary key);
+					select sequin.create_stream('t', '{t}'), sequin.create_stream('u', '{u}')`)
+				b := pgtest.BridgeProcess(t, db.URL)
+				b.AwaitLog("msg=capturing")
+				db.Exec(`insert into t values (1)`)
+				awaitKeys(t, db, "1")
+				if !isRunning {
+					if err := b.Stop(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				conn := db.Connect()
+				for _, statement := range []string{
+					`drop publication sequin`, `insert into t values (2)`, `create publication sequin for table t, u`, `insert into t values (3)`,
+				} {
+					if strings.HasPrefix(statement, "create") && !isMadeAgain {
+						continue
+					}
+					if _, err := conn.Exec(t.Context(), statement); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if !isRunning {
+					b = pgtest.BridgeProcess(t, db.URL)
+				}
+				words := `publication \"sequin\" was dropped`
+				if isMadeAgain {
+					words += ", and made anew"
+				}
+				b.AwaitLog(words)
+				b.AwaitLog("select sequin.accept_gap('local');")
+				awaitHealth(t, db, "error gap in source local", `publication "sequin" was dropped`)
+				db.Exec(`select sequin.accept_gap('local')`)
+				b.AwaitLog("going on after a gap")
+				pgtest.Eventually(t, 20*time.Second, func() error {
+					if strings.LastIndex(b.Log(), "msg=capturing") < strings.Index(b.Log(), "going on after a gap") {
+						return fmt.Errorf("it does not go on: %s", b.Log())
+					}
+					return nil
+				})
+				db.Exec(`insert into t values (4); insert into u values (5)`)
+				awaitKeys(t, db, "1", "4", "5")
+				if n := pgtest.Value[int](db, `select count(*) from sequin.health() where status = 'error'`); n != 0 {
+					t.Errorf("%d errors are left in health()", n)
+				}
+			})
+		}
+	}
+}
+
+// A table that somebody takes out of the publication is named, with the statement that mends it; once it is back, what was
+// lost meanwhile is a gap. Others are captured all along.
+func TestTableUnpublished(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table t (id int primary key); create table u (id int primary key);
+		select sequin.create_stream('t', '{t}'), sequin.create_stream('u', '{u}')`)
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`insert into t values (1)`)
+	db.Exec(`alter publication sequin drop table t`)
+	db.Exec(`insert into t values (2)`)
+	db.Exec(`insert into u values (3)`)
+	awaitHealth(t, db, "error table public.t", "alter publication sequin add table public.t;")
+	db.Exec(`alter publication sequin add table public.t`)
+	db.Exec(`insert into t values (4)`)
+	awaitKeys(t, db, "1", "3", "4")
+	awaitHealth(t, db, "error gap in source local", "table public.t was out of publication")
+	db.Exec(`select sequin.accept_gap('local')`)
+	if n := pgtest.Value[int](db, `select count(*) from sequin.health() where status = 'error'`); n != 0 {
+		t.Errorf("%d errors are left in health()", n)
+	}
+	db.Exec(`insert into u values (5)`)
+	awaitKeys(t, db, "1", "3", "4", "5")
+}
+
+// A table that was in the publication before it was in a stream is captured from when it is.
+func TestPublishedBefore(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table t (id int primary key); create table u (id int primary key); select sequin.create_stream('u', '{u}')`)
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`alter publication sequin add table t`)
+	db.Exec(`insert into t values (1); insert into u values (2)`)
+	awaitKeys(t, db, "2")
+	db.Exec(`select sequin.create_stream('t', '{t}')`)
+	db.Exec(`insert into t values (3)`)
+	awaitKeys(t, db, "2", "3")
+}
+
+// A transaction that the server cannot send stops capture, is named with all that is lost without it, and only it is lost
+// once somebody has said so. Here, one with a value that its type cannot print any more: what the server says of a row
+// of more than a gigabyte ends the stream in the same way (TestRowTooLarge).
+func TestStuckTransaction(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create type mood as enum ('sad', 'ok');
+		create table t (id int primary key, m mood, n int); create table u (id int primary key);
+		select sequin.create_stream('t', '{t}'), sequin.create_stream('u', '{u}')`)
+	b := pgtest.BridgeProcess(t, db.URL)
+	b.AwaitLog("msg=capturing")
+	db.Exec(`insert into t values (1, 'sad')`)
+	awaitKeys(t, db, "1")
+	if err := b.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	db.Exec(`delete from pg_enum where enumlabel = 'sad' and enumtypid = 'mood'::regtype`)
+	db.Exec(`insert into u select generate_series(1000, 1999)`)
+	ctx := context.Background()
+	var xid string
+	err := pgx.BeginFunc(ctx, db.Pool, func(tx pgx.Tx) error {
+		if err := tx.QueryRow(ctx, `select (txid_current() & 4294967295)::text`).Scan(&xid); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `insert into u select generate_series(2000, 2999); update t set n = 1 where id = 1; insert into u values (3)`)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.Exec(`insert into u values (4)`)
+	b = pgtest.BridgeProcess(t, db.URL)
+	b.AwaitLog("the server cannot send transaction " + xid)
+	awaitHealth(t, db, "error source local the server cannot send transaction "+xid, "all its changes, of every table, are missing",
+		"leaves that transaction out, and goes on after it")
+	if n := pgtest.Value[int](db, `select count(*) from sequin.messages`); n != 1001 {
+		t.Errorf("%d messages are in the log: everything before the transaction should be", n)
+	}
+	// Another bridge comes to the same end, and a gap is recorded once.
+	if err := b.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	b = pgtest.BridgeProcess(t, db.URL)
+	b.AwaitLog("the server cannot send transaction " + xid)
+	if n := pgtest.Value[int](db, `select sequin.accept_gap('local')`); n != 1 {
+		t.Errorf("%d gaps were accepted", n)
+	}
+	b.AwaitLog("going on without a transaction that the server cannot send")
+	pgtest.Eventually(t, 20*time.Second, func() error {
+		if n := pgtest.Value[int](db, `select count(*) from sequin.messages where record_pk = '4'`); n != 1 {
+			return fmt.Errorf("it does not go on: %s", b.Log())
+		}
+		return nil
+	})
+	if n := pgtest.Value[int](db, `select count(*) from sequin.messages`); n != 1002 {
+		t.Errorf("%d messages are in the log", n)
+	}
+	if n := pgtest.Value[int](db, `select count(*) from sequin.health() where status = 'error'`); n != 0 {
+		t.Errorf("%d errors are left in health()", n)
+	}
+}
