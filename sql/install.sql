@@ -23,6 +23,7 @@ lanes.sql
 segments.sql
 streams.sql
 consumers.sql
+history.sql
 grants.sql
 survey.sql
 receive.sql
@@ -33,6 +34,7 @@ dead_letters.sql
 feeds.sql
 retention.sql
 bridge.sql
+backfill.sql
 upkeep.sql
 views.sql
 status.sql

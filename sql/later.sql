@@ -18,16 +18,6 @@ returns text language plpgsql set search_path = pg_catalog, pg_temp
 as $$ begin perform sequin._not_yet('rewind'); return null; end $$;
 comment on function sequin.rewind(text, bigint, timestamptz, text) is 'Not in this version: 0A000.';
 
-create or replace function sequin.backfill(consumer text, from_row text default null, filter text default null)
-returns bigint language plpgsql set search_path = pg_catalog, pg_temp
-as $$ begin perform sequin._not_yet('backfill'); return null; end $$;
-comment on function sequin.backfill(text, text, text) is 'Not in this version: 0A000.';
-
-create or replace function sequin.cancel_backfill(id bigint)
-returns boolean language plpgsql set search_path = pg_catalog, pg_temp
-as $$ begin perform sequin._not_yet('backfill'); return null; end $$;
-comment on function sequin.cancel_backfill(bigint) is 'Not in this version: 0A000.';
-
 create or replace function sequin.republish(consumer text, query text)
 returns bigint language plpgsql set search_path = pg_catalog, pg_temp
 as $$ begin perform sequin._not_yet('republish'); return null; end $$;

@@ -39,5 +39,5 @@ returns bigint
 language sql
 stable
 as $$
-  select min(s.id)::bigint << 32 from sequin.log_segment s where s.source_id = $1
+  select min(s.id)::bigint << 32 from sequin.log_segment s where s.source_id = $1 and s.backfill_id is null
 $$;

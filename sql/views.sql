@@ -92,8 +92,3 @@ create or replace view sequin.pipelines as
 select null::text as name, null::text as source_table, null::text as event_table, null::text[] as actions,
        null::text as filter, null::interval as retention, null::text as state where false;
 comment on view sequin.pipelines is 'Change capture pipelines: not in this version, and so always empty.';
-
-create or replace view sequin.backfills as
-select null::bigint as id, null::text as consumer, null::text as state, null::bigint as rows_done,
-       null::bigint as rows_total where false;
-comment on view sequin.backfills is 'Backfills: not in this version, and so always empty.';

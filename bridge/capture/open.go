@@ -32,6 +32,7 @@ type session struct {
 	writer  *changelog.Writer
 	write   *pgconn.PgConn
 	queue   *changelog.Queue
+	live    Live
 	reader
 }
 
@@ -110,6 +111,9 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 	s.writer = changelog.NewWriter(s.write, s.queue, s.sourceID, step)
 	s.writer.Written = c.config.Written
 	s.reader.open(s)
+	if err := s.live.open(ctx, s); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 

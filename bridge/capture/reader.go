@@ -113,6 +113,7 @@ func (r *reader) keepalive(ctx context.Context, data []byte) error {
 	}
 	if !r.inTx {
 		r.idle = k.ServerWALEnd
+		r.live.read(r.idle)
 	}
 	return r.confirm(ctx, k.ReplyRequested)
 }
@@ -129,6 +130,10 @@ func (r *reader) confirm(ctx context.Context, isAsked bool) error {
 		r.askHorizon(now, horizon)
 	}
 	since := now.Sub(r.confirmedAt)
+	if r.live.isAsking(now) {
+		r.confirmed, r.confirmedAt = position, now
+		return r.session.slot.Confirm(ctx, position, true)
+	}
 	if !isAsked && since < speakEvery && (position == r.confirmed || since < confirmEvery) {
 		return nil
 	}
@@ -182,7 +187,9 @@ func (r *reader) message(ctx context.Context, data []byte) error {
 		r.inTx = true
 		r.isSkip = m.CommitLSN < r.applied
 		if !r.isSkip {
-			r.encoder.Begin(m, r.config.Segment())
+			segment := r.live.segment(m.CommitLSN, r.config.Segment())
+			r.encoder.Begin(m, segment)
+			r.live.begin(m, segment)
 		}
 		return nil
 	case *wal.Commit:
@@ -190,6 +197,7 @@ func (r *reader) message(ctx context.Context, data []byte) error {
 		if !r.isSkip {
 			r.queue.Commit(r.encoder, m.EndLSN)
 			r.idle = max(r.idle, m.EndLSN)
+			r.live.read(m.EndLSN)
 		}
 		return nil
 	case *wal.Relation:

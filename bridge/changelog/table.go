@@ -13,6 +13,7 @@ import (
 // Table is a streamed table as the stream describes it just now: what it takes to make its rows log rows.
 type Table struct {
 	Route    int32
+	group    int32 // the route that its groups are of: Route, but for a table beside
 	relation *wal.Relation
 	columns  []column
 	sorted   []int // places of the columns as jsonb orders its keys: it need not sort them again
@@ -29,7 +30,7 @@ type column struct {
 // NewTable describes a relation. keyColumns are those of the catalog now: the relation's own say which they were when
 // the change was made, wherever its replica identity does.
 func NewTable(ctx context.Context, db Queryer, types *Types, rel *wal.Relation, route int32, keyColumns []string) (*Table, error) {
-	t := &Table{Route: route, relation: rel, schema: []byte(rel.Schema), name: []byte(rel.Name)}
+	t := &Table{Route: route, group: route, relation: rel, schema: []byte(rel.Schema), name: []byte(rel.Name)}
 	oids := make([]uint32, len(rel.Columns))
 	for i, c := range rel.Columns {
 		oids[i] = c.TypeOID
@@ -72,6 +73,19 @@ func NewTable(ctx context.Context, db Queryer, types *Types, rel *wal.Relation, 
 
 // Name returns schema.table.
 func (t *Table) Name() string { return t.relation.Schema + "." + t.relation.Name }
+
+// Beside returns the table under a side route: its rows have the groups that its changes have.
+func (t *Table) Beside(route int32) *Table {
+	beside := *t
+	beside.Route = route
+	return &beside
+}
+
+// Key returns what record_pk is for a row.
+func (t *Table) Key(row wal.Tuple) string {
+	key, _ := t.appendKey(nil, row, nil)
+	return string(key)
+}
 
 // value returns a column of a new row, which an unchanged TOASTed one has from the old row where that has it.
 func value(i int, tuple, old wal.Tuple) wal.Value {
