@@ -18,13 +18,14 @@ import (
 
 // session is one time of holding the slot.
 type session struct {
-	log      *slog.Logger
-	config   *Config
-	sourceID int32
-	slotName string
-	segment  int32
-	lastSeq  int64
-	applied  pglogrepl.LSN // what is in the log at the start
+	log         *slog.Logger
+	config      *Config
+	sourceID    int32
+	slotName    string
+	publication string
+	segment     int32
+	lastSeq     int64
+	applied     pglogrepl.LSN // what is in the log at the start
 
 	slot    *slot.Conn
 	catalog *pgx.Conn // for what tables and types are
@@ -64,7 +65,7 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.sourceID, s.slotName = src.id, src.slot
+	s.sourceID, s.slotName, s.publication = src.id, src.slot, src.publication
 
 	var notices []string
 	s.slot, err = slot.Connect(ctx, c.config.DatabaseURL, func(n *pgconn.Notice) {

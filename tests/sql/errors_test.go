@@ -125,8 +125,10 @@ func TestErrors(t *testing.T) {
 		{`select sequin.accept_gap('loca')`, "42704", `"loca"`, `"local"`},
 
 		{`select sequin.rewind('mailer', to_seq => 1)`, "0A000", "rewind", ""},
-		{`select sequin.backfill('mailer')`, "0A000", "backfill", ""},
-		{`select sequin.cancel_backfill(1)`, "0A000", "backfill", ""},
+		{`select sequin.backfill('mialer')`, "42704", `"mialer"`, `"mailer"`},
+		{`select sequin.backfill('mailer', 'one')`, "22023", "integer", "id"},
+		{`select sequin.backfill('mailer', filter => 'true')`, "0A000", "filter", "from_row"},
+		{`select sequin.cancel_backfill(1)`, "42704", "backfill 1", "sequin.backfills"},
 		{`select sequin.republish('mailer', 'select 1')`, "0A000", "republish", ""},
 		{`select * from sequin.sync('orders')`, "0A000", "sync", ""},
 		{`select sequin.create_pipeline('p', 'orders', 'orders_events')`, "0A000", "", ""},
