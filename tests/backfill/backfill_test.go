@@ -234,3 +234,201 @@ func TestKeys(t *testing.T) {
 		}
 	}
 }
+
+// start_row is the first value of the sort column to be delivered; nulls are not after any.
+func TestRow(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key, at timestamptz);
+		insert into item select n, case when n % 2 = 0 then timestamptz '2020-01-01' + n * interval '1 day' end from generate_series(1, 100) n`)
+	db.Exec(`select sequin.create_stream('s', '{item}', sort_column => 'at')`)
+	pgtest.StartBridge(t, db.URL)
+	for _, bad := range []string{"soon", "2020-13-01", ""} {
+		err := db.Error(`select sequin.create_consumer('bad', 's', start_at => 'row', start_row => $1)`, bad)
+		if err.Code != "22023" || !strings.Contains(err.Message, `"at"`) || err.Hint == "" {
+			t.Errorf("%q: %v %v", bad, err, err.Hint)
+		}
+	}
+	db.Exec(`select sequin.create_consumer('c', 's', group_by => '{}', start_at => 'row', start_row => '2020-04-01 00:00+00')`)
+	got := drain(t, db, "c", 5)
+	if k := keys(got); !slices.Equal(k, []string{"92", "94", "96", "98", "100"}) {
+		t.Errorf("got %v", k)
+	}
+	db.Exec(`update item set at = at where id = 1`)
+	if k := keys(drain(t, db, "c", 1)); !slices.Equal(k, []string{"1"}) {
+		t.Errorf("got %v", k)
+	}
+	// The same again is the same; another row is not.
+	same := `select sequin.create_consumer('c', 's', group_by => '{}', start_at => 'row', start_row => $1, if_not_exists => true)`
+	if got := pgtest.Value[string](db, same, "2020-04-01 00:00+00"); got != "unchanged" {
+		t.Error(got)
+	}
+	if err := db.Error(same, "2020-05-01 00:00+00"); err.Code != "42710" {
+		t.Error(err)
+	}
+}
+
+// A table without rows, a partitioned one, and several in one stream.
+func TestTables(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	if db.Major() < 13 {
+		t.Skip("cannot publish a partitioned table")
+	}
+	db.Exec(`create table none (id int primary key); create table one (id int primary key, n int);
+		create table parted (id int, region text, primary key (region, id)) partition by list (region);
+		create table east partition of parted for values in ('east');
+		create table west (region text, id int not null, primary key (region, id));
+		alter table west alter region set not null;
+		alter table parted attach partition west for values in ('west');
+		insert into one select n, 0 from generate_series(1, 50) n;
+		insert into parted select n, case when n % 2 = 0 then 'east' else 'west' end from generate_series(1, 3000) n`)
+	db.Exec(`select sequin.create_stream('s', '{none, one, parted}'), sequin.create_stream('none', '{none}')`)
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`select sequin.create_consumer('c', 's', group_by => '{}', start_at => 'beginning'), sequin.create_consumer('none', 'none', start_at => 'beginning')`)
+	got := drain(t, db, "c", 3050)
+	want := pgtest.Column[string](db, `select r from (
+		select 1 as t, '' as region, id, 'one ' || id as r from one union all
+		select 2, region, id, 'parted ' || region || ',' || id from parted) a order by t, region, id`)
+	for i, m := range got {
+		if m.Table+" "+m.Key != want[i] {
+			t.Fatalf("message %d is %+v, want %s", i, m, want[i])
+		}
+	}
+	if want := `{"id": 2, "region": "east"}`; got[50].Record != want {
+		t.Errorf("got %s, want %s", got[50].Record, want)
+	}
+	db.Exec(`insert into none values (1); update parted set region = 'west' where id = 2`)
+	if k := keys(drain(t, db, "none", 1)); !slices.Equal(k, []string{"1"}) {
+		t.Error(k)
+	}
+	drain(t, db, "c", 3)
+	awaitCleared(t, db)
+	wantNothingPending(t, db)
+}
+
+// Cancelled, its consumer goes on with what is live; what was written stays. Dropped, it goes at once.
+func TestCancel(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key, note text); insert into item select n, repeat('x', 500) from generate_series(1, 60000) n`)
+	db.Exec(`select sequin.create_stream('s', '{item}')`)
+	db.Exec(`select sequin.create_consumer('early', 's', start_at => 'beginning')`)
+	if !pgtest.Value[bool](db, `select sequin.cancel_backfill(1)`) || pgtest.Value[bool](db, `select sequin.cancel_backfill(1)`) {
+		t.Error("a backfill that waits is cancelled once")
+	}
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`insert into item values (0, 'live')`)
+	if k := keys(drain(t, db, "early", 1)); !slices.Equal(k, []string{"0"}) {
+		t.Error(k)
+	}
+	db.Exec(`select sequin.create_consumer('c', 's', start_at => 'beginning'), sequin.create_consumer('gone', 's', start_at => 'beginning')`)
+	pgtest.Eventually(t, 30*time.Second, func() error {
+		if pgtest.Value[int](db, `select count(*) from sequin.backfills where rows_done > 0`) < 2 {
+			return fmt.Errorf("not begun: %s", state(db))
+		}
+		return nil
+	})
+	began := time.Now()
+	db.Exec(`select sequin.drop_consumer('gone')`)
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("drop_consumer took %s", took)
+	}
+	db.Exec(`select sequin.cancel_backfill(2)`)
+	done := pgtest.Value[int](db, `select rows_done from sequin.backfills where id = 2`)
+	drain(t, db, "c", done)
+	db.Exec(`insert into item values (-1, 'live')`)
+	for _, consumer := range []string{"c", "early"} {
+		if k := keys(drain(t, db, consumer, 1)); !slices.Equal(k, []string{"-1"}) {
+			t.Errorf("%s: %v", consumer, k)
+		}
+	}
+	awaitCleared(t, db)
+	wantNothingPending(t, db)
+	if n := pgtest.Value[int](db, `select count(*) from sequin.side_route r where not exists (select from sequin.consumer c where c.id = r.consumer_id)`); n > 0 {
+		t.Errorf("%d side routes are left", n)
+	}
+}
+
+// What cannot be read makes a backfill fail, with the reason, and nothing else: its consumer goes on.
+func TestFailed(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key, rank int); insert into item select n, n from generate_series(1, 100) n;
+		create table dropped (id int primary key); create table loose (n int); alter table loose replica identity full`)
+	db.Exec(`select sequin.create_stream('s', '{item}', sort_column => 'rank'), sequin.create_stream('dropped', '{dropped}'), sequin.create_stream('loose', '{loose}')`)
+	if err := db.Error(`select sequin.create_consumer('loose', 'loose', start_at => 'beginning')`); err.Code != "55000" || !strings.Contains(err.Hint, "primary key") {
+		t.Errorf("%v: %s", err, err.Hint)
+	}
+	db.Exec(`select sequin.create_consumer('c', 's', start_at => 'beginning'), sequin.create_consumer('d', 'dropped', start_at => 'beginning')`)
+	db.Exec(`alter table item drop column rank; drop table dropped`)
+	pgtest.StartBridge(t, db.URL)
+	awaitState(t, db, 1, "failed")
+	awaitState(t, db, 2, "failed")
+	for name, want := range map[string]string{"backfill 1": "rank", "backfill 2": "dropped"} {
+		if got := pgtest.Value[string](db, `select detail || ' ' || hint from sequin.health() where name = $1 and status = 'error'`, name); !strings.Contains(got, want) {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+	db.Exec(`insert into item values (1000)`)
+	if k := keys(drain(t, db, "c", 1)); !slices.Equal(k, []string{"1000"}) {
+		t.Error(k)
+	}
+}
+
+// A table that is altered while it is read: rows are as the table is when they are read, and none is missing, though all
+// of them seem to have been written by the one who altered it.
+func TestAltered(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key, n int, note text); insert into item select n, n, repeat('x', 300) from generate_series(1, 50000) n`)
+	db.Exec(`select sequin.create_stream('s', '{item}')`)
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`select sequin.create_consumer('c', 's', start_at => 'beginning')`)
+	pgtest.Eventually(t, 30*time.Second, func() error {
+		if pgtest.Value[int64](db, `select rows_done from sequin.backfills`) == 0 {
+			return fmt.Errorf("not begun")
+		}
+		return nil
+	})
+	db.Exec(`alter table item alter n type bigint, add extra text default 'new'`)
+	db.Exec(`alter table item rename to thing`)
+	got := drain(t, db, "c", 50000)
+	var without, with int
+	for _, m := range got {
+		if strings.Contains(m.Record, `"extra": "new"`) {
+			with++
+		} else {
+			without++
+		}
+	}
+	t.Logf("%d rows without the column, %d with it", without, with)
+	awaitState(t, db, 1, "done")
+	wantNothingPending(t, db)
+}
+
+// A value that is too large to be repeated in the WAL is in the history of a row that was changed meanwhile.
+func TestLargeValue(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key, n int, big text); alter table item alter big set storage external;
+		insert into item select n, 0, repeat('x', 10000) from generate_series(1, 50) n`)
+	db.Exec(`select sequin.create_stream('s', '{item}')`)
+	pgtest.StartBridge(t, db.URL)
+	// A transaction that is open before the cut, and commits after it.
+	tx, err := db.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.Background()) //nolint:errcheck // after the commit it does nothing
+	if _, err := tx.Exec(t.Context(), `update item set n = 1 where id = 1`); err != nil {
+		t.Fatal(err)
+	}
+	db.Exec(`select sequin.create_consumer('c', 's', start_at => 'beginning')`)
+	drain(t, db, "c", 50)
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	drain(t, db, "c", 1)
+	wantNothingPending(t, db)
+}

@@ -276,17 +276,17 @@ func beside(t *testing.T, seed uint64, rows int) {
 		pause()
 		kill()
 	}
-	for range 6 {
+	for range 3 {
 		pause()
 		kill()
 	}
-	w.end()
 	pgtest.Eventually(t, 3*time.Minute, func() error {
 		if n := pgtest.Value[int](db, `select count(*) from sequin.backfills where state <> 'done'`); n > 0 {
 			return fmt.Errorf("%s; the bridge: %s", state(db), b.Log())
 		}
 		return nil
 	})
+	w.end()
 	awaitCaughtUp(t, db)
 	close(done)
 	readers.Wait()
