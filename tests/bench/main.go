@@ -37,6 +37,7 @@ var benchmarks = []benchmark{
 	{"capture", "source commits to log rows, beside PostgreSQL's own logical replication into a second database", runCapture},
 	{"consumers", "capture with ten consumers on the stream, beside one", runConsumers},
 	{"latency", "from a commit to the message's arrival at a waiting worker, at 200 transactions a second", runLatency},
+	{"backfill", "a consumer that starts at the beginning of 1,000,000 rows: into the log, beside one COPY piped into another, and live latency beside it", runBackfill},
 	{"memory", "the bridge's memory while it captures one transaction of 1,000,000 rows", runMemory},
 }
 
