@@ -317,9 +317,9 @@ $$;
 comment on function sequin.bridge_backfill_end(bigint, text) is
 'For the bridge: a backfill is done, or has failed with this error. Its consumer goes on with what is live.';
 
--- Drops a history that its consumer is past, or that has none any more. Which; null: none. A lock that is not had at
--- once is not waited for. A worker that still knows the side route finds nothing there, as there is nothing.
-create or replace function sequin.bridge_backfill_clear(source_id int)
+-- Takes a history's side routes from a consumer that is past it. A worker that still knows them finds nothing there, as
+-- there is nothing. How many consumers.
+create or replace function sequin.bridge_backfill_leave(source_id int)
 returns int
 language plpgsql
 security definer
@@ -328,41 +328,57 @@ set lock_timeout = '100ms'
 set enable_seqscan = off
 as $$
 declare
-  v_segment record;
   c sequin.consumer;
+  v_count int := 0;
 begin
-  for v_segment in
-    select g.id, b.id as backfill_id, b.consumer_id, b.side_routes,
-           coalesce((select s.last_seq from sequin.backfill_step s where s.backfill_id = b.id order by s.step desc limit 1),
-             g.id::bigint << 32) as last_seq
-    from sequin.log_segment g
-    left join sequin.backfill b on b.id = g.backfill_id
-    where g.source_id = bridge_backfill_clear.source_id and g.backfill_id is not null
-      and (b.id is null or b.state not in ('waiting', 'running'))
-    order by g.id
+  for c in
+    select t.* from sequin.consumer t join sequin.stream m on m.id = t.stream_id
+    where m.source_id = bridge_backfill_leave.source_id and t.start_seq is not null and t.history_id is null and t.routes[1] < 0
+    order by t.id
+    for no key update of t skip locked
   loop
-    if v_segment.backfill_id is null then
-      delete from sequin.backfill_step s where not exists (select from sequin.backfill b where b.id = s.backfill_id);
-      delete from sequin.tally t using sequin.side_route r
-      where t.route_id = r.id and not exists (select from sequin.consumer n where n.id = r.consumer_id);
-      delete from sequin.side_route r where not exists (select from sequin.consumer n where n.id = r.consumer_id);
-      perform sequin._drop_segment(v_segment.id);
-      return v_segment.id;
-    end if;
-    select * into c from sequin.consumer t where t.id = v_segment.consumer_id for no key update skip locked;
-    continue when not found or c.start_seq is null or sequin._position(c) < v_segment.last_seq;
-    if not exists (
-         select from sequin.log_segment g join sequin.backfill b on b.id = g.backfill_id
-         where b.consumer_id = c.id and g.id <> v_segment.id) then
-      update sequin.consumer t
-      set routes = sequin._with_side(t.routes, '{}'),
-          start_total = t.start_total - (select coalesce(sum(sequin._side_total(r.id)), 0) from unnest(t.routes) r(id) where r.id < 0)
-      where t.id = c.id;
-    end if;
-    perform sequin._drop_segment(v_segment.id);
-    return v_segment.id;
+    continue when sequin._position(c) < c.history_seq;
+    update sequin.consumer t
+    set routes = sequin._with_side(t.routes, '{}'),
+        start_total = t.start_total - (select coalesce(sum(sequin._side_total(r.id)), 0) from unnest(t.routes) r(id) where r.id < 0)
+    where t.id = c.id;
+    v_count := v_count + 1;
   end loop;
-  return null;
+  return v_count;
+end $$;
+comment on function sequin.bridge_backfill_leave(int) is
+'For the bridge, every few seconds: consumers that have had their history are as if they had none. Returns how many.';
+
+-- Drops a history that nobody reads any more. Which; null: none. A lock that is not had at once is not waited for.
+create or replace function sequin.bridge_backfill_clear(source_id int)
+returns int
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
+as $$
+declare
+  v_segment record;
+begin
+  select g.id, b.id as backfill_id into v_segment
+  from sequin.log_segment g
+  left join sequin.backfill b on b.id = g.backfill_id
+  left join sequin.consumer c on c.id = b.consumer_id
+  where g.source_id = bridge_backfill_clear.source_id and g.backfill_id is not null
+    and (b.id is null or b.state not in ('waiting', 'running') and c.start_seq is not null and c.routes[1] > 0)
+  order by g.id
+  limit 1;
+  if not found then
+    return null;
+  end if;
+  if v_segment.backfill_id is null then
+    delete from sequin.backfill_step s where not exists (select from sequin.backfill b where b.id = s.backfill_id);
+    delete from sequin.tally t using sequin.side_route r
+    where t.route_id = r.id and not exists (select from sequin.consumer n where n.id = r.consumer_id);
+    delete from sequin.side_route r where not exists (select from sequin.consumer n where n.id = r.consumer_id);
+  end if;
+  perform sequin._drop_segment(v_segment.id);
+  return v_segment.id;
 end $$;
 comment on function sequin.bridge_backfill_clear(int) is
 'For the bridge, every few seconds: drops a history that has been delivered. Returns its segment, or null.';

@@ -122,6 +122,7 @@ begin
   else
     v_head := sequin._head(old);
   end if;
+  perform sequin._see_segments();
   with waiting as (
     -- What the lanes have not come to, and what they passed by of held groups.
     select r.seq, r.route_id, r.group_hash, r.record, r.action

@@ -19,21 +19,24 @@
 -- The log's end, as far as a consumer is concerned. One statement, and so one moment, whatever the caller knows.
 create or replace function sequin._head(c sequin.consumer)
 returns bigint
-language sql
+language plpgsql
 stable
+set search_path = pg_catalog, pg_temp
 as $$
-  select case when t.history_id is null then greatest(p.last_seq, t.history_seq)
-              when b.cut_at is null then least(greatest(p.last_seq, t.history_seq), b.segment::bigint << 32)
-              else coalesce(
-                (select s.last_seq from sequin.backfill_step s where s.backfill_id = b.id order by s.step desc limit 1),
-                b.segment::bigint << 32) end
-  from sequin.consumer t
-  join sequin.stream m on m.id = t.stream_id
-  cross join lateral (
-    select p.last_seq from sequin.progress p where p.source_id = m.source_id order by p.step desc limit 1) p
-  left join sequin.backfill b on b.id = t.history_id
-  where t.id = c.id
-$$;
+begin
+  return (
+    select case when t.history_id is null then greatest(p.last_seq, t.history_seq)
+                when b.cut_at is null then least(greatest(p.last_seq, t.history_seq), b.segment::bigint << 32)
+                else coalesce(
+                  (select s.last_seq from sequin.backfill_step s where s.backfill_id = b.id order by s.step desc limit 1),
+                  b.segment::bigint << 32) end
+    from sequin.consumer t
+    join sequin.stream m on m.id = t.stream_id
+    cross join lateral (
+      select p.last_seq from sequin.progress p where p.source_id = m.source_id order by p.step desc limit 1) p
+    left join sequin.backfill b on b.id = t.history_id
+    where t.id = c.id);
+end $$;
 
 -- What a stream's history is sorted by in a table, and of what type: the sort column, else the first of the key. Of a
 -- domain, what it is over.

@@ -43,12 +43,17 @@ begin
   else
     -- And what it reads of the log: a backfill may have begun since the caller looked.
     select t.routes, sequin._head(t) into c.routes, v_head from sequin.consumer t where t.id = c.id;
+    if not found then
+      return v_survey;
+    end if;
   end if;
+
+  perform sequin._see_segments();
 
   if c.lane_count = 1 then
     v_lanes := '{0}';
   elsif c.reads = 'feed' then
-    select coalesce(max(p.total) - min(p.total), 0),
+    select greatest(max(p.total) - min(p.total), count(*)),
            array(select b.lane::smallint from generate_series(0, 63) b(lane) where (bit_or(p.lanes) >> b.lane) & 1 = 1)
       into v_fresh, v_lanes
     from sequin.feed_progress p

@@ -24,7 +24,7 @@ type Live interface {
 	Passed(ctx context.Context, lsn pglogrepl.LSN) error
 	// Recent returns the transactions before a segment that were read last.
 	Recent(before int32) []uint32
-	// IsBusy tells whether changes wait to be written.
+	// IsBusy tells whether there are changes just now.
 	IsBusy() bool
 }
 
@@ -351,6 +351,9 @@ func (b *Backfill) start(ctx context.Context, w work) {
 
 // clear drops histories that have been delivered.
 func (b *Backfill) clear(ctx context.Context, conn *pgx.Conn) error {
+	if _, err := conn.Exec(ctx, `select sequin.bridge_backfill_leave($1)`, b.config.SourceID); err != nil && !isLater(err) {
+		return fmt.Errorf("leave histories: %w", err)
+	}
 	for {
 		var dropped *int32
 		if err := conn.QueryRow(ctx, `select sequin.bridge_backfill_clear($1)`, b.config.SourceID).Scan(&dropped); err != nil {

@@ -49,7 +49,6 @@ type chunk struct {
 	last   []*string
 	at     time.Time
 	lsn    pglogrepl.LSN // the server had written so far when they were read
-	took   time.Duration
 }
 
 // do reads what is left, and ends the backfill. An error is one that may go away.
@@ -172,12 +171,6 @@ func (r *run) read(ctx context.Context, chunks chan<- *chunk) error {
 			p = part{}
 			place++
 		}
-		if r.config.Live.IsBusy() {
-			// Live changes come first.
-			if err := sleep(ctx, min(c.took/2, 200*time.Millisecond)); err != nil {
-				return err
-			}
-		}
 	}
 	return nil
 }
@@ -199,7 +192,6 @@ func (r *run) readChunk(ctx context.Context, place int32, p part) (_ *chunk, isE
 		if err != nil && !r.source.IsClosed() {
 			_, _ = r.source.Exec(context.WithoutCancel(ctx), "rollback")
 		}
-		c.took = time.Since(began)
 	}()
 	if c.table, err = r.describe(ctx, r.source, place); err != nil {
 		return nil, false, err
@@ -369,6 +361,18 @@ type writer struct {
 
 // write writes a chunk, but for rows that live changes bring.
 func (w *writer) write(ctx context.Context, c *chunk) error {
+	start := time.Now()
+	if err := w.writeRows(ctx, c); err != nil {
+		return err
+	}
+	if w.config.Live.IsBusy() {
+		// Live changes come first.
+		return sleep(ctx, min(time.Since(start)/2, 200*time.Millisecond))
+	}
+	return nil
+}
+
+func (w *writer) writeRows(ctx context.Context, c *chunk) error {
 	skipped, err := w.changed(ctx, c)
 	if err != nil {
 		return err

@@ -18,10 +18,12 @@ type Live struct {
 
 	position atomic.Uint64 // what commits before it has been read
 	wanted   atomic.Uint64 // somebody waits for that to come so far
+	changed  atomic.Int64  // when a transaction was last read, in nanoseconds
 	asking   time.Time     // the server was asked for a word, for that
 
 	mu     sync.Mutex
-	cuts   []cut
+	cuts   []cut         // that are not reached yet
+	after  int32         // the segment after the last one that was
 	recent []transaction // the last ones that were read, in a ring
 	next   int
 }
@@ -41,6 +43,7 @@ type transaction struct {
 const (
 	recentCount = 1 << 18
 	askEvery    = 20 * time.Millisecond
+	busyTime    = 200 * time.Millisecond
 )
 
 // open takes up the cuts that the log has not come to yet.
@@ -79,17 +82,17 @@ func (l *Live) Cut(lsn pglogrepl.LSN, segment int32) {
 func (l *Live) segment(lsn pglogrepl.LSN, current int32) int32 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, c := range l.cuts {
-		if c.lsn <= lsn {
-			current = max(current, c.segment)
-		}
+	for len(l.cuts) > 0 && l.cuts[0].lsn <= lsn {
+		l.after = max(l.after, l.cuts[0].segment)
+		l.cuts = l.cuts[1:]
 	}
-	return current
+	return max(current, l.after)
 }
 
 // begin takes note of a transaction whose rows go to a segment: what commits before it has been read.
 func (l *Live) begin(m *wal.Begin, segment int32) {
 	l.read(m.CommitLSN)
+	l.changed.Store(time.Now().UnixNano())
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	t := transaction{m.XID, segment}
@@ -149,8 +152,10 @@ func (l *Live) Passed(ctx context.Context, lsn pglogrepl.LSN) error {
 	return nil
 }
 
-// IsBusy tells whether changes wait to be written.
-func (l *Live) IsBusy() bool { return l.s.queue.Waiting() > 0 }
+// IsBusy tells whether there are changes just now.
+func (l *Live) IsBusy() bool {
+	return l.s.queue.Waiting() > 0 || time.Since(time.Unix(0, l.changed.Load())) < busyTime
+}
 
 func sleep(ctx context.Context, d time.Duration) error {
 	select {
