@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"sequin/bridge/backfill"
 	"sequin/bridge/capture"
 	"sequin/bridge/changelog"
 	"sequin/bridge/pinned"
@@ -139,15 +140,17 @@ func closeSoon(pool *pgxpool.Pool) {
 func (b *Bridge) claimed(ctx context.Context, pool *pgxpool.Pool, claim capture.Claim) {
 	u := upkeep.New(pool, b.log, claim.SourceID, claim.Segment, claim.LastSeq)
 	b.upkeep.Store(u)
+	history := backfill.New(backfill.Config{
+		DatabaseURL: b.config.DatabaseURL, SourceURL: b.config.DatabaseURL, SourceID: claim.SourceID,
+		Publication: claim.Publication, Log: b.log, Live: claim.Live, Written: u.Added,
+	})
 	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		u.Run(ctx)
-	}()
+	var parts sync.WaitGroup
+	parts.Go(func() { u.Run(ctx) })
+	parts.Go(func() { history.Run(ctx) })
 	b.stopUpkeep = func() {
 		cancel()
-		<-done
+		parts.Wait()
 	}
 	b.readyOnce.Do(func() { close(b.ready) })
 }

@@ -42,7 +42,7 @@ begin
   loop
     select * into v_last from sequin.progress p where p.source_id = bridge_claim.source_id order by p.step desc limit 1;
     select max(s.id) filter (where s.id <= v_last.last_seq >> 32 or v_last.last_seq is null) into v_segment
-    from sequin.log_segment s where s.source_id = bridge_claim.source_id;
+    from sequin.log_segment s where s.source_id = bridge_claim.source_id and s.backfill_id is null;
     v_segment := coalesce(v_segment, sequin._open_segment(source_id));
     v_last.step := coalesce(v_last.step, 0) + 1;
     -- A new slot begins where it begins: the first of all, or one after a gap that was accepted.
@@ -97,7 +97,8 @@ begin
            (select t.total from sequin.tally t where t.route_id = r.id order by t.seq desc limit 1), 0)
   from unnest(routes, counts) r(id, count);
   -- Consumers that were made since the last batch begin now, where this one has passed the moment.
-  perform sequin._start(c.id) from sequin.consumer c where c.start_seq is null and c.start_lsn < bridge_commit.applied_lsn::pg_lsn;
+  perform sequin._start(c.id) from sequin.consumer c
+  where c.start_seq is null and c.history_id is null and c.start_lsn < bridge_commit.applied_lsn::pg_lsn;
   return step + 1;
 end $$;
 comment on function sequin.bridge_commit(int, bigint, text, bigint, int[], bigint[]) is

@@ -136,6 +136,8 @@ begin
     return false;
   elsif v_consumer.start_seq is not null then
     return true;
+  elsif v_consumer.history_id is not null then
+    return false; -- it begins with its history: see _start_history
   end if;
   select greatest(p.applied_lsn, p.horizon_lsn), p.last_seq into v_applied, v_start
   from sequin.stream s
@@ -219,11 +221,11 @@ begin
     raise invalid_parameter_value using
       message = format('consumer "%s": start_at is %s', name, coalesce(quote_literal(start_at), 'null')),
       hint = 'It is ''now'', ''beginning'' or ''row''.';
-  elsif start_at <> 'now' then
-    raise feature_not_supported using
-      message = format('consumer "%s": start_at => %L is not in this version', name, start_at),
-      hint = 'start_at => ''now'' delivers every change that is committed from here on.';
-  elsif start_row is not null then
+  elsif start_at = 'row' and start_row is null then
+    raise invalid_parameter_value using
+      message = format('consumer "%s": start_at => ''row'' needs start_row', name),
+      hint = 'start_row is the first value of the stream''s sort_column to deliver.';
+  elsif start_at <> 'row' and start_row is not null then
     raise invalid_parameter_value using
       message = format('consumer "%s": start_row goes with start_at => ''row''', name),
       hint = 'Leave start_row out.';
@@ -257,7 +259,9 @@ begin
             v_old.ack_wait, v_old.max_deliver, v_old.max_ack_pending, v_old.backoff, v_old.max_backoff)
          is not distinct from
            (v_new.stream_id, v_new.filter, v_new.transform, v_new.actions, v_new.group_by, v_new.start_at,
-            v_new.ack_wait, v_new.max_deliver, v_new.max_ack_pending, v_new.backoff, v_new.max_backoff) then
+            v_new.ack_wait, v_new.max_deliver, v_new.max_ack_pending, v_new.backoff, v_new.max_backoff)
+       and start_row is not distinct from (
+         select b.from_row from sequin.backfill b where b.consumer_id = v_old.id and b.is_start) then
       return 'unchanged';
     end if;
     raise duplicate_object using
@@ -281,6 +285,9 @@ begin
   returning id into v_new.id;
   perform sequin._keep_expression(v_new, 'filter', filter, filter_views);
   perform sequin._keep_expression(v_new, 'transform', transform, transform_views);
+  if start_at <> 'now' then
+    perform sequin._backfill(v_new.id, start_row, is_start => true);
+  end if;
   return 'created';
 end $$;
 create or replace function sequin.create_consumer(
@@ -331,8 +338,9 @@ transform        an SQL expression to jsonb: what the messages have as their rec
 actions          which of insert, update, delete, truncate it gets
 group_by         columns: messages with the same values are handed out in order, one batch at a time; default: the
                  primary key; ''{}'': one group, in total order
-start_at         ''now'': every change whose commit follows this call, and none before it
-start_row        not in this version
+start_at         ''now'': every change whose commit follows this call, and none before it; ''beginning'': the rows that
+                 exist, by the stream''s sort_column, and then what is committed; ''row'': the same from start_row on
+start_row        with ''row'': the first value of sort_column (without one: of the primary key) to deliver
 ack_wait         how long a worker has for a delivery before it is taken from it
 max_deliver      after so many deliveries a message becomes a dead letter; null: never
 max_ack_pending  at most so many messages out, or backing off, at a time
@@ -358,7 +366,8 @@ is back. Groups are made of the row, not of what transform makes of it.
 Returns created or unchanged. Needs SELECT on the stream''s tables, and the right to make temporary tables for filter and
 transform.
 Errors: 42704 unknown stream, 42710 the name is taken, 22023 bad argument, 42703 unknown column in group_by, filter or
-transform, 42601 a filter or transform that is no plain expression, 42804 one of another type, 42501 no right.';
+transform, 42601 a filter or transform that is no plain expression, 42804 one of another type, 42501 no right,
+55000 start_at for a table without a primary key.';
 
 -- Gives what a consumer has pending the shape that alter_consumer asks for. The caller holds every lane's lock; an ack
 -- under way, which does not wait for it, may be waiting for a lane's row that is written here, and has written another:

@@ -43,11 +43,7 @@ declare
   v_count bigint;
 begin
   select * into v_last from sequin.feed_progress p where p.feed_id = c.feed_id order by p.step desc limit 1;
-  select p.last_seq into v_head
-  from sequin.stream s
-  cross join lateral (
-    select p.last_seq from sequin.progress p where p.source_id = s.source_id order by p.step desc limit 1) p
-  where s.id = c.stream_id;
+  v_head := sequin._head(c);
   if v_last.seq >= v_head then
     return 0;
   end if;
@@ -127,12 +123,9 @@ begin
   if old.reads = 'feed' then
     select p.seq into v_head from sequin.feed_progress p where p.feed_id = old.feed_id order by p.step desc limit 1;
   else
-    select p.last_seq into v_head
-    from sequin.stream t
-    cross join lateral (
-      select p.last_seq from sequin.progress p where p.source_id = t.source_id order by p.step desc limit 1) p
-    where t.id = old.stream_id;
+    v_head := sequin._head(old);
   end if;
+  perform sequin._see_segments();
   with waiting as (
     -- What the lanes have not come to, and what they passed by of held groups.
     select r.seq, r.route_id, r.group_hash, r.record, r.action

@@ -98,6 +98,15 @@ begin
     group by t.id, t.schema_name, t.table_name;
 
   return query
+    select format('backfill %s', b.id), 'error', format('consumer %s did not get all rows: %s', c.name, b.error),
+           format('When that is mended: select sequin.backfill(%L); delivers them anew.', c.name)
+    from sequin.backfill b
+    join sequin.consumer c on c.id = b.consumer_id
+    where b.state = 'failed'
+      and not exists (select from sequin.backfill n where n.consumer_id = b.consumer_id and n.id > b.id)
+    order by b.id;
+
+  return query
     select format('table %I.%I', t.schema_name, t.table_name), 'error',
            format('the table is not in publication %s any more: its changes are not captured', s.publication_name),
            format('alter publication %I add table %I.%I;', s.publication_name, t.schema_name, t.table_name)

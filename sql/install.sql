@@ -26,6 +26,7 @@ streams.sql
 expressions.sql
 filters.sql
 consumers.sql
+history.sql
 grants.sql
 survey.sql
 receive.sql
@@ -45,6 +46,7 @@ sync.sql
 republish.sql
 retention.sql
 bridge.sql
+backfill.sql
 upkeep.sql
 views.sql
 status.sql

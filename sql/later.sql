@@ -11,16 +11,6 @@ begin
     hint = 'select sequin.version(); shows which this is; the changelog says what is in each.';
 end $$;
 
-create or replace function sequin.backfill(consumer text, from_row text default null, filter text default null)
-returns bigint language plpgsql set search_path = pg_catalog, pg_temp
-as $$ begin perform sequin._not_yet('backfill'); return null; end $$;
-comment on function sequin.backfill(text, text, text) is 'Not in this version: 0A000.';
-
-create or replace function sequin.cancel_backfill(id bigint)
-returns boolean language plpgsql set search_path = pg_catalog, pg_temp
-as $$ begin perform sequin._not_yet('backfill'); return null; end $$;
-comment on function sequin.cancel_backfill(bigint) is 'Not in this version: 0A000.';
-
 
 create or replace function sequin.create_webhook(
   name text,

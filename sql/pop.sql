@@ -76,7 +76,8 @@ begin
     from (
       -- Locked, and looked at again: as in receive.
       select s.turn from sequin.lane s where s.consumer_id = v_id and s.lane = v_lane order by s.prev desc limit 1) s
-    where s.turn = v_prev and exists (select from sequin.consumer c where c.id = v_id and c.reads = 'key')
+    where s.turn = v_prev and exists (
+      select from sequin.consumer c where c.id = v_id and c.reads = 'key' and cardinality(c.routes) = 1)
     on conflict do nothing;
     continue when not found;
     return query

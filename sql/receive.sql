@@ -440,8 +440,10 @@ begin
                  v_turn, clock_timestamp(), clock_timestamp() + v_ack_wait, v_count, nullif(v_permits[1:v_needed], '{}')
           from (
             select s.turn from sequin.lane s where s.consumer_id = v_id and s.lane = v_lane order by s.prev desc limit 1) s
-          -- As above; and alter_consumer may have given the lanes another meaning before this one was looked at.
-          where s.turn = v_prev and exists (select from sequin.consumer c where c.id = v_id and c.reads = 'key')
+          -- As above; and alter_consumer may have given the lanes another meaning before this one was looked at, or a
+          -- backfill another route.
+          where s.turn = v_prev and exists (
+            select from sequin.consumer c where c.id = v_id and c.reads = 'key' and cardinality(c.routes) = 1)
           on conflict do nothing;
           continue when not found;
           v_permits := v_permits[v_needed + 1:];

@@ -50,11 +50,7 @@ begin
   if c.lane_count = 1 then
     s := sequin._lane(c.id, 0::smallint);
     if s.lease is null and not exists (select from sequin._rows(c, 0::smallint, s.upto_seq, 9223372036854775807, 1)) then
-      v_position := (
-        select p.last_seq from sequin.stream t
-        cross join lateral (
-          select p.last_seq from sequin.progress p where p.source_id = t.source_id order by p.step desc limit 1) p
-        where t.id = c.stream_id);
+      v_position := sequin._head(c);
     else
       v_position := s.cursor_seq;
     end if;
@@ -93,15 +89,27 @@ as $$
 declare
   v_setting sequin.setting;
   v_current sequin.log_segment;
+  v_before int;
   v_rows bigint;
   v_bytes bigint;
   v_kept bigint;
 begin
   update sequin.log_segment s
   set closed_at = clock_timestamp()
-  where s.source_id = bridge_rotate.source_id and s.closed_at is null and s.id < bridge_rotate.last_seq >> 32;
+  where s.source_id = bridge_rotate.source_id and s.closed_at is null and s.id < bridge_rotate.last_seq >> 32
+    and s.backfill_id is null;
+  -- A backfill's history is to come between two segments: nothing goes beyond the first before the cut.
+  select min(b.segment) into v_before
+  from sequin.backfill b join sequin.log_segment s on s.id = b.segment
+  where s.source_id = bridge_rotate.source_id and b.state = 'running' and b.cut_at is null;
   select * into v_current from sequin.log_segment s
-  where s.source_id = bridge_rotate.source_id and s.closed_at is null order by s.id desc limit 1;
+  where s.source_id = bridge_rotate.source_id and s.closed_at is null and s.backfill_id is null
+    and (v_before is null or s.id < v_before)
+  order by s.id desc
+  limit 1;
+  if v_before is not null then
+    return v_current.id;
+  end if;
   -- The next one is open already, or the current one is empty.
   if v_current.id > last_seq >> 32 or last_seq & 4294967295 = 0 then
     return v_current.id;
@@ -110,7 +118,7 @@ begin
   v_rows := last_seq & 4294967295;
   v_bytes := sequin._segment_bytes(v_current.id);
   select coalesce(sum(sequin._segment_bytes(s.id)), 0) into v_kept
-  from sequin.log_segment s where s.source_id = bridge_rotate.source_id;
+  from sequin.log_segment s where s.source_id = bridge_rotate.source_id and s.backfill_id is null;
   if v_rows >= 1048576 and v_bytes >= v_kept / 2
      or v_bytes >= greatest(536870912, v_kept / 2)
      or v_bytes >= v_setting.max_bytes / 8
@@ -201,7 +209,8 @@ begin
   end if;
   v_end := ((v_oldest.id::bigint + 1) << 32) - 1;
   v_is_full := coalesce(v_setting.max_bytes < (
-    select sum(sequin._segment_bytes(s.id)) from sequin.log_segment s where s.source_id = bridge_retain.source_id), false);
+    select sum(sequin._segment_bytes(s.id)) from sequin.log_segment s
+    where s.source_id = bridge_retain.source_id and s.backfill_id is null), false);
   if not v_is_full and v_oldest.closed_at > clock_timestamp() - v_setting.keep then
     return null;
   end if;
@@ -215,6 +224,8 @@ begin
       if not v_is_full then
         return null;
       end if;
+      perform sequin._end_backfill(b.id, 'failed', format('the log reached its limit of %s bytes', v_setting.max_bytes))
+      from sequin.backfill b where b.consumer_id = c.id and b.state = 'running';
       perform sequin._skip(c, v_end, format('the log reached its limit of %s bytes', v_setting.max_bytes));
     end if;
   end loop;

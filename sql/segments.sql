@@ -21,6 +21,18 @@ begin
   return v_id;
 end $$;
 
+-- Takes note of segments that were made since this transaction began. One that has the log locked already plans with the
+-- partitions it knew then, and would see no row of a new one, though the log's head is in it. A lock that is not held
+-- yet has a session look at what others have changed: that of a sequence that nothing else here touches, for as long as
+-- its size is asked for. To be called between reading the head and looking for what is before it.
+create or replace function sequin._see_segments()
+returns bigint
+language sql
+volatile
+as $$
+  select pg_catalog.pg_relation_size('sequin.log_segment_id'::pg_catalog.regclass)
+$$;
+
 -- Drops a segment, and keeps in mind what that was of each route. Takes an access exclusive lock on the log and the feed: the caller sets a lock_timeout.
 create or replace function sequin._drop_segment(id int)
 returns void
@@ -48,5 +60,5 @@ returns bigint
 language sql
 stable
 as $$
-  select min(s.id)::bigint << 32 from sequin.log_segment s where s.source_id = $1
+  select min(s.id)::bigint << 32 from sequin.log_segment s where s.source_id = $1 and s.backfill_id is null
 $$;

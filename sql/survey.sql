@@ -41,17 +41,19 @@ begin
   if c.reads = 'feed' then
     select p.seq into v_head from sequin.feed_progress p where p.feed_id = c.feed_id order by p.step desc limit 1;
   else
-    select p.last_seq into v_head
-    from sequin.stream s
-    cross join lateral (
-      select p.last_seq from sequin.progress p where p.source_id = s.source_id order by p.step desc limit 1) p
-    where s.id = c.stream_id;
+    -- And what it reads of the log: a backfill may have begun since the caller looked.
+    select t.routes, sequin._head(t) into c.routes, v_head from sequin.consumer t where t.id = c.id;
+    if not found then
+      return v_survey;
+    end if;
   end if;
+
+  perform sequin._see_segments();
 
   if c.lane_count = 1 then
     v_lanes := '{0}';
   elsif c.reads = 'feed' then
-    select coalesce(max(p.total) - min(p.total), 0),
+    select greatest(max(p.total) - min(p.total), count(*)),
            array(select b.lane::smallint from generate_series(0, 63) b(lane) where (bit_or(p.lanes) >> b.lane) & 1 = 1)
       into v_fresh, v_lanes
     from sequin.feed_progress p
@@ -64,7 +66,7 @@ begin
       from unnest(c.routes) r(id)
       cross join lateral (
         select l.lane, l.seq from sequin.log l
-        where l.route_id = r.id and l.seq > v_floor.seq
+        where l.route_id = r.id and l.seq > v_floor.seq and l.seq <= v_head
         order by l.seq
         limit v_depth + 1) l
       order by l.seq
@@ -108,7 +110,7 @@ begin
       from unnest(case when c.reads = 'key' then c.routes end) r(id)
       cross join lateral (
         select l.seq from sequin.log l
-        where l.route_id = r.id and l.lane = s.lane and l.seq > s.upto_seq
+        where l.route_id = r.id and l.lane = s.lane and l.seq > s.upto_seq and l.seq <= v_head
         order by l.seq
         limit v_look) l
       union all
@@ -116,7 +118,7 @@ begin
       from unnest(case when c.reads = 'total' then c.routes end) r(id)
       cross join lateral (
         select l.seq from sequin.log l
-        where l.route_id = r.id and l.seq > s.upto_seq
+        where l.route_id = r.id and l.seq > s.upto_seq and l.seq <= v_head
         order by l.seq
         limit v_look) l
       union all
@@ -155,7 +157,7 @@ begin
         select from unnest(case when c.reads = 'key' then c.routes end) r(id)
         cross join lateral (
           select from sequin.log l
-          where l.route_id = r.id and l.lane = s.lane and l.seq > s.upto_seq
+          where l.route_id = r.id and l.lane = s.lane and l.seq > s.upto_seq and l.seq <= v_head
           order by l.seq
           offset v_far - 1 limit 1) l
         union all

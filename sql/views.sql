@@ -93,7 +93,3 @@ create or replace view sequin.webhooks as
 select null::int as id, null::text as name, null::text as stream, null::text as url, null::text as state where false;
 comment on view sequin.webhooks is 'Webhooks: not in this version, and so always empty.';
 
-create or replace view sequin.backfills as
-select null::bigint as id, null::text as consumer, null::text as state, null::bigint as rows_done,
-       null::bigint as rows_total where false;
-comment on view sequin.backfills is 'Backfills: not in this version, and so always empty.';

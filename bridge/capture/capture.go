@@ -37,9 +37,11 @@ type Config struct {
 
 // Claim is what a bridge holds of a source.
 type Claim struct {
-	SourceID int32
-	Segment  int32
-	LastSeq  int64
+	SourceID    int32
+	Publication string
+	Segment     int32
+	LastSeq     int64
+	Live        *Live
 }
 
 // Capture keeps a source's log up.
@@ -161,7 +163,7 @@ func (c *Capture) capture(ctx context.Context) error {
 	defer s.close()
 	c.waiting, c.refused = false, ""
 	c.log.Info("capturing", "slot", s.slotName, "from", s.applied)
-	c.config.Claimed(Claim{SourceID: s.sourceID, Segment: s.segment, LastSeq: s.lastSeq})
+	c.config.Claimed(Claim{SourceID: s.sourceID, Publication: s.publication, Segment: s.segment, LastSeq: s.lastSeq, Live: &s.live})
 	defer c.config.Lost()
 	err = s.run(ctx)
 	if isSlotInUse(err) {

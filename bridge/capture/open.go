@@ -21,13 +21,14 @@ import (
 
 // session is one time of holding the slot.
 type session struct {
-	log      *slog.Logger
-	config   *Config
-	sourceID int32
-	slotName string
-	segment  int32
-	lastSeq  int64
-	applied  pglogrepl.LSN // what is in the log at the start
+	log         *slog.Logger
+	config      *Config
+	sourceID    int32
+	slotName    string
+	publication string
+	segment     int32
+	lastSeq     int64
+	applied     pglogrepl.LSN // what is in the log at the start
 
 	slot    *slot.Conn
 	catalog *pgx.Conn // for what tables and types are
@@ -35,6 +36,7 @@ type session struct {
 	writer  *changelog.Writer
 	write   *pgconn.PgConn
 	queue   *changelog.Queue
+	live    Live
 	reader
 
 	patience time.Duration // how long either side may be silent: wal_sender_timeout
@@ -70,7 +72,7 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.sourceID, s.slotName = src.id, src.slot
+	s.sourceID, s.slotName, s.publication = src.id, src.slot, src.publication
 	if c.stuck.isSure {
 		isAccepted, err := c.isGivenUp(ctx, s.catalog, src.id)
 		if err != nil {
@@ -140,6 +142,9 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 	s.writer = changelog.NewWriter(s.write, s.queue, s.sourceID, step)
 	s.writer.Written = c.config.Written
 	s.reader.open(s)
+	if err := s.live.open(ctx, s); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 

@@ -147,6 +147,7 @@ func (r *reader) keepalive(ctx context.Context, data []byte) error {
 	}
 	if !r.inTx {
 		r.idle = k.ServerWALEnd
+		r.live.read(r.idle)
 	}
 	return r.confirm(ctx, k.ReplyRequested)
 }
@@ -164,6 +165,10 @@ func (r *reader) confirm(ctx context.Context, isAsked bool) error {
 	}
 	since := now.Sub(r.confirmedAt)
 	speak := min(speakEvery, r.patience/4)
+	if r.live.isAsking(now) {
+		r.confirmed, r.confirmedAt = position, now
+		return r.session.slot.Confirm(ctx, position, true)
+	}
 	if !isAsked && since < speak && (position == r.confirmed || since < confirmEvery) {
 		return nil
 	}
@@ -218,7 +223,9 @@ func (r *reader) message(ctx context.Context, data []byte) error {
 		r.inTx, r.begin = true, *m
 		r.isSkip = m.CommitLSN < r.applied || r.isStuck(m.CommitLSN)
 		if !r.isSkip {
-			r.encoder.Begin(m, r.config.Segment())
+			segment := r.live.segment(m.CommitLSN, r.config.Segment())
+			r.encoder.Begin(m, segment)
+			r.live.begin(m, segment)
 		}
 		return nil
 	case *wal.Commit:
@@ -229,6 +236,7 @@ func (r *reader) message(ctx context.Context, data []byte) error {
 		if !r.isSkip {
 			r.queue.Commit(r.encoder, m.EndLSN)
 			r.idle = max(r.idle, m.EndLSN)
+			r.live.read(m.EndLSN)
 		}
 		return nil
 	case *wal.Relation:

@@ -151,7 +151,7 @@ func (e *Encoder) open(t *Table, action byte, tuple, old wal.Tuple) {
 		key, hasKey = t.appendKey(key, tuple, old)
 	}
 	e.scratch = key
-	hash := groupHash(t.Route, key, hasKey)
+	hash := groupHash(t.group, key, hasKey)
 
 	b := binary.BigEndian.AppendUint16(e.rows.buf, copyColumnCount)
 	b = binary.BigEndian.AppendUint32(b, 8)

@@ -82,6 +82,8 @@ type Queue struct {
 	bytes   int
 	endLSN  pglogrepl.LSN // of the last transaction that was put whole
 	written pglogrepl.LSN // of the last transaction that is in the log, and on disk
+	seen    pglogrepl.LSN // of the last transaction that is in the log, for others to see
+	last    pglogrepl.LSN // endLSN, but while a transaction is put in pieces
 	horizon pglogrepl.LSN // see Writer.Horizon: what was asked for
 	ended   bool
 
@@ -91,7 +93,7 @@ type Queue struct {
 
 // NewQueue returns a queue for what follows a position.
 func NewQueue(applied pglogrepl.LSN) *Queue {
-	return &Queue{endLSN: applied, written: applied, wake: make(chan struct{}, 1), room: make(chan struct{}, 1)}
+	return &Queue{endLSN: applied, written: applied, seen: applied, last: applied, wake: make(chan struct{}, 1), room: make(chan struct{}, 1)}
 }
 
 // Commit puts the rest of a transaction, which ends here.
@@ -104,7 +106,7 @@ func (q *Queue) Commit(e *Encoder, endLSN pglogrepl.LSN) {
 	}
 	c.endLSN, c.lastSeq = endLSN, e.seq
 	q.mu.Lock()
-	q.endLSN = endLSN
+	q.endLSN, q.last = endLSN, endLSN
 	if last := len(q.chunks) - 1; last >= 0 && q.chunks[last].segment == c.segment && len(q.chunks[last].buf)+len(c.buf) <= chunkSize {
 		// Small transactions share a chunk.
 		q.chunks[last].buf = append(q.chunks[last].buf, c.buf[chunkHeader:]...)
@@ -216,6 +218,29 @@ func (q *Queue) waiting() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.bytes
+}
+
+// Put returns the end of the last transaction that was put whole.
+func (q *Queue) Put() pglogrepl.LSN {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.last
+}
+
+// Seen returns the end of the last transaction that is in the log, though perhaps not on disk.
+func (q *Queue) Seen() pglogrepl.LSN {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.seen
+}
+
+// Waiting returns how many bytes wait for the writer.
+func (q *Queue) Waiting() int { return q.waiting() }
+
+func (q *Queue) setSeen(lsn pglogrepl.LSN) {
+	q.mu.Lock()
+	q.seen = lsn
+	q.mu.Unlock()
 }
 
 func (q *Queue) setWritten(lsn pglogrepl.LSN) {

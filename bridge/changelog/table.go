@@ -16,6 +16,7 @@ import (
 // Table is a streamed table as the stream describes it just now: what it takes to make its rows log rows.
 type Table struct {
 	Route    int32
+	group    int32 // the route that its groups are of: Route, but for a table beside
 	relation *wal.Relation
 	columns  []column
 	sorted   []int // places of the columns as jsonb orders its keys: it need not sort them again
@@ -36,7 +37,10 @@ type column struct {
 func NewTable(
 	ctx context.Context, db Queryer, types *Types, rel *wal.Relation, route int32, keyColumns []string, isRoot bool,
 ) (*Table, error) {
-	t := &Table{Route: route, relation: rel, schema: []byte(rel.Schema), name: []byte(rel.Name), isUTF8: types.isUTF8, isRoot: isRoot}
+	t := &Table{
+		Route: route, group: route, relation: rel, schema: []byte(rel.Schema), name: []byte(rel.Name),
+		isUTF8: types.isUTF8, isRoot: isRoot,
+	}
 	oids := make([]uint32, len(rel.Columns))
 	for i, c := range rel.Columns {
 		oids[i] = c.TypeOID
@@ -79,6 +83,19 @@ func NewTable(
 
 // Name returns schema.table.
 func (t *Table) Name() string { return t.relation.Schema + "." + t.relation.Name }
+
+// Beside returns the table under a side route: its rows have the groups that its changes have.
+func (t *Table) Beside(route int32) *Table {
+	beside := *t
+	beside.Route = route
+	return &beside
+}
+
+// Key returns what record_pk is for a row.
+func (t *Table) Key(row wal.Tuple) string {
+	key, _ := t.appendKey(nil, row, nil)
+	return string(key)
+}
 
 // value returns a column of a new row, which an unchanged TOASTed one has from the old row where that has it.
 func value(i int, tuple, old wal.Tuple) wal.Value {

@@ -167,6 +167,7 @@ batch:
 	}
 	w.step++
 	w.unflushed = last.endLSN
+	w.queue.setSeen(last.endLSN)
 	if isFlush {
 		w.flushed()
 	}

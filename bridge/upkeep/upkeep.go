@@ -64,6 +64,9 @@ func (u *Upkeep) Written(lastSeq int64, routes []int32) {
 	u.pipelines.written(routes)
 }
 
+// Added takes note of rows that a backfill has added, under these routes.
+func (u *Upkeep) Added(routes []int32) { u.news.add(routes) }
+
 // Run looks after the source until the context ends.
 func (u *Upkeep) Run(ctx context.Context) {
 	u.news.add(nil) // what has been left behind

@@ -20,17 +20,27 @@ func newArrivals(rows int) arrivals {
 	return arrivals{make([]time.Time, rows+1), make([]time.Time, rows+1)}
 }
 
-// print prints how long it took.
-func (a arrivals) print(name string) (p50, p99 float64) {
+// latencies returns how long each took, in milliseconds, the shortest first.
+func (a arrivals) latencies() []float64 {
 	var latencies []float64
 	for id := 1; id < len(a.committed); id++ {
 		latencies = append(latencies, max(a.arrived[id].Sub(a.committed[id]).Seconds()*1000, 0))
 	}
 	slices.Sort(latencies)
-	p50, p99 = latencies[len(latencies)/2], latencies[len(latencies)*99/100]
+	return latencies
+}
+
+func (a arrivals) quantiles() (p50, p99 float64) {
+	l := a.latencies()
+	return l[len(l)/2], l[len(l)*99/100]
+}
+
+// print prints how long it took.
+func (a arrivals) print(name string) (p50, p99 float64) {
+	p50, p99 = a.quantiles()
 	print(name+".p50", p50, "ms")
 	print(name+".p99", p99, "ms")
-	print(name+".max", latencies[len(latencies)-1], "ms")
+	print(name+".max", slices.Max(a.latencies()), "ms")
 	return p50, p99
 }
 

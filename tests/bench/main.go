@@ -39,6 +39,7 @@ var benchmarks = []benchmark{
 	{"consumers", "capture with ten consumers on the stream, beside one", runConsumers},
 	{"latency", "from a commit to the message's arrival at a waiting worker, at 200 transactions a second", runLatency},
 	{"latency_native", "the same at 1,000 transactions a second, beside PostgreSQL's own logical replication", runLatencyNative},
+	{"backfill", "a consumer that starts at the beginning of 1,000,000 rows: into the log, beside one COPY piped into another, and live latency beside it", runBackfill},
 	{"memory", "the bridge's memory while it captures one transaction of 1,000,000 rows", runMemory},
 }
 

@@ -27,8 +27,10 @@ var mayImport = map[string][]string{
 	"sequin/bridge/capture": {
 		"sequin/bridge/changelog", "sequin/bridge/pinned", "sequin/bridge/quote", "sequin/bridge/slot", "sequin/bridge/wal",
 	},
+	"sequin/bridge/backfill": {"sequin/bridge/changelog", "sequin/bridge/quote", "sequin/bridge/wal"},
 	"sequin/bridge": {
-		"sequin/bridge/capture", "sequin/bridge/changelog", "sequin/bridge/pinned", "sequin/bridge/schema", "sequin/bridge/upkeep",
+		"sequin/bridge/backfill", "sequin/bridge/capture", "sequin/bridge/changelog", "sequin/bridge/pinned",
+		"sequin/bridge/schema", "sequin/bridge/upkeep",
 	},
 	"sequin/bridge/doctor": {"sequin/bridge/quote", "sequin/bridge/schema", "sequin/bridge/slot"},
 	"sequin/bridge/dev":    {"sequin/bridge", "sequin/bridge/localpg", "sequin/bridge/schema"},

@@ -1,0 +1,167 @@
+package capture
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+
+	"sequin/bridge/wal"
+)
+
+// Live is what a backfill has to know of the capture beside it. It is good as long as the claim that it came with.
+type Live struct {
+	s *session
+
+	position atomic.Uint64 // what commits before it has been read
+	wanted   atomic.Uint64 // somebody waits for that to come so far
+	changed  atomic.Int64  // when a transaction was last read, in nanoseconds
+	asking   time.Time     // the server was asked for a word, for that
+
+	mu     sync.Mutex
+	cuts   []cut         // that are not reached yet
+	after  int32         // the segment after the last one that was
+	recent []transaction // the last ones that were read, in a ring
+	next   int
+}
+
+// cut is where the log goes on in another segment.
+type cut struct {
+	lsn     pglogrepl.LSN
+	segment int32
+}
+
+// transaction is one that was read, and the segment that its rows are in.
+type transaction struct {
+	xid     uint32
+	segment int32
+}
+
+const (
+	recentCount = 1 << 18
+	nudgeEvery  = 20 * time.Millisecond
+	busyTime    = 200 * time.Millisecond
+)
+
+// open takes up the cuts that the log has not come to yet.
+func (l *Live) open(ctx context.Context, s *session) error {
+	l.s = s
+	rows, err := s.catalog.Query(ctx, `select lsn, segment from sequin.bridge_cuts($1)`, s.sourceID)
+	if err != nil {
+		return fmt.Errorf("read cuts: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var text string
+		var c cut
+		if err := rows.Scan(&text, &c.segment); err != nil {
+			return fmt.Errorf("read cuts: %w", err)
+		}
+		if c.lsn, err = pglogrepl.ParseLSN(text); err != nil {
+			return fmt.Errorf("read cuts: %w", err)
+		}
+		l.cuts = append(l.cuts, c)
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("read cuts: %w", err)
+	}
+	return nil
+}
+
+// Cut has the log go on in a segment with the first transaction that commits at lsn or after, and is not read yet.
+func (l *Live) Cut(lsn pglogrepl.LSN, segment int32) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cuts = append(l.cuts, cut{lsn, segment})
+}
+
+// segment returns the one for a transaction that commits at lsn, where without cuts it would go to current.
+func (l *Live) segment(lsn pglogrepl.LSN, current int32) int32 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.cuts) > 0 && l.cuts[0].lsn <= lsn {
+		l.after = max(l.after, l.cuts[0].segment)
+		l.cuts = l.cuts[1:]
+	}
+	return max(current, l.after)
+}
+
+// begin takes note of a transaction whose rows go to a segment: what commits before it has been read.
+func (l *Live) begin(m *wal.Begin, segment int32) {
+	l.read(m.CommitLSN)
+	l.changed.Store(time.Now().UnixNano())
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := transaction{m.XID, segment}
+	if len(l.recent) < recentCount {
+		l.recent = append(l.recent, t)
+		return
+	}
+	l.recent[l.next] = t
+	l.next = (l.next + 1) % recentCount
+}
+
+// Recent returns the transactions before a segment that were read last, as far as they are remembered.
+func (l *Live) Recent(before int32) []uint32 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var xids []uint32
+	for _, t := range l.recent {
+		if t.segment < before {
+			xids = append(xids, t.xid)
+		}
+	}
+	return xids
+}
+
+// read takes note that what commits before lsn has been read.
+func (l *Live) read(lsn pglogrepl.LSN) {
+	if uint64(lsn) > l.position.Load() {
+		l.position.Store(uint64(lsn))
+	}
+}
+
+// isAsking tells whether the server is to be asked how far it is: somebody waits for it to come further.
+func (l *Live) isAsking(now time.Time) bool {
+	if l.wanted.Load() <= l.position.Load() || now.Sub(l.asking) < nudgeEvery {
+		return false
+	}
+	l.asking = now
+	return true
+}
+
+// Passed waits until everything that committed before lsn is in the log, for others to see.
+func (l *Live) Passed(ctx context.Context, lsn pglogrepl.LSN) error {
+	for wait := time.Millisecond; pglogrepl.LSN(l.position.Load()) < lsn; wait = min(2*wait, nudgeEvery) {
+		for w := l.wanted.Load(); w < uint64(lsn) && !l.wanted.CompareAndSwap(w, uint64(lsn)); w = l.wanted.Load() {
+		}
+		// The reader may be waiting for a server that has nothing to say.
+		l.s.slot.SetReadDeadline(time.Unix(1, 0))
+		if err := sleep(ctx, wait); err != nil {
+			return err
+		}
+	}
+	for end := l.s.queue.Put(); l.s.queue.Seen() < end; {
+		if err := sleep(ctx, time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// IsBusy tells whether there are changes just now.
+func (l *Live) IsBusy() bool {
+	return l.s.queue.Waiting() > 0 || time.Since(time.Unix(0, l.changed.Load())) < busyTime
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(d):
+		return nil
+	}
+}

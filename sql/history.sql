@@ -1,0 +1,221 @@
+-- History: rows that a consumer is given from the table, as they are, in the order of sort_column; and where it meets
+-- what is committed meanwhile.
+--
+-- A backfill is a segment of the log of its own, k, between two live ones: history has higher seqs than every change
+-- before the cut, and lower ones than every change after it. Its rows are under a side route that this consumer alone
+-- reads, with the groups and lanes that the table's changes have, so that everything else about delivery is as ever.
+--
+--      live, j            history, k             live, k + 1
+--   ───────────────┐   ┌─────────────────┐   ┌───────────────────▶
+--   commit < cut   │   │ the table's rows │   │ cut <= commit
+--
+-- The cut is an LSN, H, taken after a snapshot S of the source: the reader of the slot goes on in k + 1 with the first
+-- transaction that commits at or after H, never before. A row is written as history only if the changes after the cut
+-- do not bring it anyway: if its xmin is older than S's, it has not changed since; any other is looked up in the log,
+-- once that has come to where the chunk was read. So no row comes older than it came before, and none is missing.
+--
+-- Until its history is written, a consumer reads nothing after what is written of it: _head is the end of its log.
+
+-- The log's end, as far as a consumer is concerned. One statement, and so one moment, whatever the caller knows.
+create or replace function sequin._head(c sequin.consumer)
+returns bigint
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select case when t.history_id is null then greatest(p.last_seq, t.history_seq)
+                when b.cut_at is null then least(greatest(p.last_seq, t.history_seq), b.segment::bigint << 32)
+                else coalesce(
+                  (select s.last_seq from sequin.backfill_step s where s.backfill_id = b.id order by s.step desc limit 1),
+                  b.segment::bigint << 32) end
+    from sequin.consumer t
+    join sequin.stream m on m.id = t.stream_id
+    cross join lateral (
+      select p.last_seq from sequin.progress p where p.source_id = m.source_id order by p.step desc limit 1) p
+    left join sequin.backfill b on b.id = t.history_id
+    where t.id = c.id);
+end $$;
+
+-- What a stream's history is sorted by in a table, and of what type: the sort column, else the first of the key. Of a
+-- domain, what it is over.
+create or replace function sequin._sort_type(stream sequin.stream, t sequin.source_table)
+returns table (column_name text, type_name text)
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  with recursive base(name, oid, typmod) as (
+    select a.attname, a.atttypid, a.atttypmod
+    from pg_attribute a
+    where a.attrelid = t.relation_oid and a.attname = coalesce(stream.sort_column, t.key_columns[1]) and not a.attisdropped
+    union all
+    select b.name, y.typbasetype, y.typtypmod from base b join pg_type y on y.oid = b.oid and y.typtype = 'd'
+  )
+  select b.name::text, format_type(b.oid, -1) from base b join pg_type y on y.oid = b.oid and y.typtype <> 'd'
+$$;
+
+-- Asks for a backfill: of all rows of the consumer's tables, or those from a row on. Its id. The bridge does the rest.
+create or replace function sequin._backfill(
+  consumer_id int, from_row text, filter text default null, is_start boolean default false
+)
+returns bigint
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c sequin.consumer;
+  v_stream sequin.stream;
+  v_tables int[];
+  v_table sequin.source_table;
+  v_sort record;
+  v_void text;
+  v_id bigint;
+begin
+  select * into c from sequin.consumer t where t.id = _backfill.consumer_id;
+  select * into v_stream from sequin.stream s where s.id = c.stream_id;
+  select array_agg(st.table_id order by st.position) into v_tables
+  from sequin.stream_table st where st.stream_id = v_stream.id;
+  for v_table in
+    select t.* from sequin.source_table t join sequin.source s on s.id = t.source_id
+    where t.id = any (v_tables) and s.conninfo is null
+    order by array_position(v_tables, t.id)
+  loop
+    if v_table.key_columns = '{}' then
+      raise object_not_in_prerequisite_state using
+        message = format('table %I.%I has no primary key: its rows cannot be told apart', v_table.schema_name, v_table.table_name),
+        hint = format('alter table %I.%I add primary key (…); what is committed from now on needs none: start_at => ''now''.',
+          v_table.schema_name, v_table.table_name);
+    end if;
+    continue when from_row is null;
+    select * into v_sort from sequin._sort_type(v_stream, v_table);
+    continue when not found;
+    begin
+      execute format('select cast(%L as %s)', from_row, v_sort.type_name) into v_void;
+    exception when data_exception then
+      raise invalid_parameter_value using
+        message = format('consumer "%s": %L is no value of %s, column "%s" of %I.%I', c.name, from_row, v_sort.type_name,
+          v_sort.column_name, v_table.schema_name, v_table.table_name),
+        hint = format('The row to begin with is given by its value of "%s".', v_sort.column_name);
+    end;
+  end loop;
+
+  insert into sequin.side_route (id, consumer_id, table_id)
+  select nextval('sequin.side_route_id'), c.id, t.id from unnest(v_tables) t(id)
+  on conflict do nothing;
+  insert into sequin.backfill (consumer_id, is_start, table_ids, side_routes, sort_column, from_row, filter)
+  select c.id, is_start, v_tables, array_agg(r.id order by array_position(v_tables, r.table_id)), v_stream.sort_column,
+         from_row, filter
+  from sequin.side_route r where r.consumer_id = c.id and r.table_id = any (v_tables)
+  returning id into v_id;
+  if is_start then
+    update sequin.consumer t set history_id = v_id where t.id = c.id;
+  end if;
+
+  if exists (select from sequin.source s where s.id = v_stream.source_id and s.conninfo is null)
+     and not exists (
+       select from sequin.source s join pg_replication_slots r on r.slot_name = s.slot_name and r.active
+       where s.id = v_stream.source_id) then
+    raise warning using
+      message = format('no bridge is running: consumer "%s" gets the rows that exist once one does', c.name),
+      hint = 'sequin bridge --database-url …';
+  end if;
+  return v_id;
+end $$;
+
+-- Ends a backfill that is not over: what is written of it stays, and its consumer goes on. Whether it was not over.
+create or replace function sequin._end_backfill(id bigint, state text, error text)
+returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  b sequin.backfill;
+begin
+  update sequin.backfill t
+  set state = _end_backfill.state, error = _end_backfill.error, finished_at = clock_timestamp()
+  where t.id = _end_backfill.id and t.state in ('waiting', 'running')
+  returning * into b;
+  if not found then
+    return false;
+  end if;
+  update sequin.consumer c
+  set history_id = null,
+      history_seq = coalesce(
+        (select s.last_seq from sequin.backfill_step s where s.backfill_id = b.id order by s.step desc limit 1),
+        case when b.cut_at is not null then b.segment::bigint << 32 end, c.history_seq)
+  where c.id = b.consumer_id and c.history_id = b.id;
+  return true;
+end $$;
+
+create or replace function sequin.backfill(consumer text, from_row text default null, filter text default null)
+returns bigint
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c sequin.consumer := sequin._consumer(consumer);
+begin
+  if filter is not null then
+    raise feature_not_supported using
+      message = format('consumer "%s": a backfill with a filter is not in this version', consumer),
+      hint = 'Leave it out, or begin with a row: from_row.';
+  end if;
+  perform sequin._refuse_write('backfill');
+  return sequin._backfill(c.id, from_row, filter);
+end $$;
+comment on function sequin.backfill(text, text, text) is
+'Delivers the rows of a consumer''s tables to it again, as messages with action read, without moving it. It runs in the
+bridge, beside live traffic, and goes on after a crash; sequin.backfills shows how far it is. Changes that are committed
+before it begins come before the rows, later ones after them, and no row comes older than it came before.
+
+consumer  whose
+from_row  only rows whose sort_column (without one: the first column of the primary key) is at least this; default: all
+filter    not in this version
+
+Returns the id of the backfill. A second one of the same consumer waits for the first.
+Errors: 42704 unknown consumer, 22023 from_row is no value of that column, 55000 a table without a primary key.';
+
+create or replace function sequin.cancel_backfill(id bigint)
+returns boolean
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not exists (select from sequin.backfill b where b.id = cancel_backfill.id) then
+    raise undefined_object using
+      message = format('backfill %s does not exist', coalesce(id::text, 'null')),
+      hint = 'select * from sequin.backfills;';
+  end if;
+  return sequin._end_backfill(id, 'cancelled', null);
+end $$;
+comment on function sequin.cancel_backfill(bigint) is
+'Ends a backfill: what it has written is delivered, and nothing more of it; its consumer goes on with what is live.
+
+id  as sequin.backfill returned it, or sequin.backfills shows it
+
+Returns true, or false where it was over already. Errors: 42704 unknown backfill.';
+
+create or replace view sequin.backfills as
+select b.id, c.name as consumer, b.state, coalesce(p.rows_done, 0) as rows_done,
+       case when b.state = 'done' then coalesce(p.rows_done, 0)
+            else greatest(b.rows_total, p.rows_done) end as rows_total,
+       m.name as stream, b.from_row, b.filter,
+       case when p.rows_done > 0
+         then round(p.rows_done / greatest(extract(epoch from coalesce(b.finished_at, clock_timestamp()) - b.cut_at)::numeric, 0.001))::bigint
+       end as rows_per_second,
+       case when b.state = 'running' and p.rows_done > 0
+         then round(greatest(b.rows_total - p.rows_done, 0) * extract(epoch from clock_timestamp() - b.cut_at)::numeric / p.rows_done)::bigint
+       end as seconds_left,
+       b.error, b.created_at, b.started_at, b.finished_at
+from sequin.backfill b
+join sequin.consumer c on c.id = b.consumer_id
+join sequin.stream m on m.id = c.stream_id
+left join lateral (
+  select s.rows_done from sequin.backfill_step s where s.backfill_id = b.id order by s.step desc limit 1) p on true;
+comment on view sequin.backfills is
+'Backfills, and the history that consumers begin with. state: waiting (for a bridge, or for another of its consumer),
+running, done, cancelled, failed (error says why). rows_total is an estimate until it is done.';
