@@ -5,7 +5,7 @@
 create or replace function sequin.bridge_backfills(source_id int)
 returns table (
   backfill_id bigint, consumer_name text, is_waiting boolean, segment int, live_segment int, cut_lsn text, cut_xmin bigint,
-  is_open boolean, relations bigint[], routes int[], side_routes int[], sort_column text, from_row text, filter text,
+  is_open boolean, relations bigint[], routes int[], side_routes int[], sort_column text, from_row text, conditions text[],
   step bigint, place int, last_key text[], last_seq bigint, rows_done bigint
 )
 language sql
@@ -16,7 +16,7 @@ as $$
   select b.id, c.name, b.state = 'waiting', b.segment, b.live_segment, b.cut_lsn::text, b.cut_xmin, b.cut_at is not null,
          (select array_agg(t.relation_oid::bigint order by array_position(b.table_ids, t.id))
           from sequin.source_table t where t.id = any (b.table_ids)),
-         b.table_ids, b.side_routes, b.sort_column, b.from_row, b.filter,
+         b.table_ids, b.side_routes, b.sort_column, b.from_row, b.conditions,
          coalesce(p.step, 0), coalesce(p.place, 1), p.last_key, coalesce(p.last_seq, b.segment::bigint << 32),
          coalesce(p.rows_done, 0)
   from sequin.backfill b

@@ -233,3 +233,14 @@ as $$
     else coalesce((select l.group_hash from sequin.log l where l.route_id = $2 and l.seq = $3), group_hash)
   end
 $$;
+
+-- Whether a consumer's feed has not got to the log's head: it waits for something else than the next change.
+create or replace function sequin._is_feed_behind(c sequin.consumer)
+returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select c.reads = 'feed' and (
+    select p.seq from sequin.feed_progress p where p.feed_id = c.feed_id order by p.step desc limit 1) < sequin._head(c)
+$$;

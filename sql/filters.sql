@@ -212,6 +212,16 @@ exception when others then
     hint = 'It fails whatever the message is.';
 end $$;
 
+-- The table whose rows come under a route: its own, or one beside it for history.
+create or replace function sequin._table_of(route_id int)
+returns int
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case when $1 > 0 then $1 else (select r.table_id from sequin.side_route r where r.id = $1) end
+$$;
+
 -- A consumer's compiled expression for a table.
 create or replace function sequin._consumer_expression(consumer_id int, route_id int, kind text)
 returns sequin._expression
@@ -224,7 +234,7 @@ as $$
   from sequin.consumer_expression e
   join sequin.source_table t on t.id = e.route_id
   join sequin.source s on s.id = t.source_id
-  where e.consumer_id = $1 and e.route_id = $2 and e.kind = $3
+  where e.consumer_id = $1 and e.route_id = sequin._table_of($2) and e.kind = $3
 $$;
 
 -- The tables of these routes, as _parse and _compile want them: 0 for one of another database.
@@ -268,7 +278,8 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_label text := format('consumer "%s": %s', c.name, kind);
-  v_relations oid[] := sequin._expression_relations(c.routes);
+  v_routes int[] := sequin._with_side(c.routes, '{}');
+  v_relations oid[] := sequin._expression_relations(v_routes);
   v_before text[];
   v_after text[];
   v_relation oid;
@@ -279,7 +290,7 @@ begin
   if text is not null then
     insert into sequin.consumer_expression (
       consumer_id, route_id, kind, compiled, is_typed, is_whole, uses_new, uses_old, columns, types, others)
-    select c.id, c.routes[array_position(v_relations, e.relation)], kind, e.compiled, e.is_typed, e.is_whole, e.uses_new,
+    select c.id, v_routes[array_position(v_relations, e.relation)], kind, e.compiled, e.is_typed, e.is_whole, e.uses_new,
            e.uses_old, e.columns, e.types, e.others
     from sequin._compile(v_label, v_relations, kind, text, views) e;
   end if;
@@ -300,8 +311,44 @@ begin
   return v_before <> v_after;
 end $$;
 
--- Why a consumer's filter or transform cannot be evaluated, as things are; null: it can. A column it names is gone, or
--- of another type; or something else that it uses is not what it was when it was checked.
+-- Why a compiled expression of a table's rows cannot be evaluated, as things are; null: it can. A column it names is gone,
+-- or of another type; or something else that it uses is not what it was when it was checked.
+create or replace function sequin._expression_problem(kind text, table_id int, e sequin._expression)
+returns text
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_problem text;
+begin
+  select case
+           when k.type is null then
+             format('%s: table %s has no column "%s" any more', kind, sequin._table_name(t.relation_oid), n.name)
+           else
+             format('%s: column "%s" of table %s is of type %s now, and was %s when it was checked', kind, n.name,
+               sequin._table_name(t.relation_oid), format_type(k.type, -1), coalesce(to_regtype(n.type)::text, n.type))
+         end
+    into v_problem
+  from sequin.source_table t
+  cross join lateral unnest(e.columns, e.types) n(name, type)
+  left join lateral sequin._expression_columns(t.relation_oid) k on k.name = n.name
+  where t.id = table_id and e.is_typed and sequin._type_name(k.type) is distinct from n.type
+    -- A table that was dropped has no other columns than it had.
+    and exists (select from pg_class r where r.oid = t.relation_oid)
+  order by n.name
+  limit 1;
+  if v_problem is null then
+    select format('%s: %s is not what it was when it was checked', kind, o.name) into v_problem
+    from unnest(e.others) o(name)
+    where not sequin._is_as_checked(o.name)
+    order by o.name
+    limit 1;
+  end if;
+  return v_problem;
+end $$;
+
+-- Why a consumer's filter or transform cannot be evaluated, as things are; null: it can.
 create or replace function sequin._consumer_error(c sequin.consumer)
 returns text
 language plpgsql
@@ -309,41 +356,18 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-  v_error text;
 begin
   if c.filter is null and c.transform is null then
     return null;
   end if;
-  select case
-           when k.type is null then
-             format('%s: table %s has no column "%s" any more', e.kind, sequin._table_name(t.relation_oid), n.name)
-           else
-             format('%s: column "%s" of table %s is of type %s now, and was %s when it was checked', e.kind, n.name,
-               sequin._table_name(t.relation_oid), format_type(k.type, -1), coalesce(to_regtype(n.type)::text, n.type))
-         end
-    into v_error
-  from sequin.consumer_expression e
-  join sequin.source_table t on t.id = e.route_id
-  cross join lateral unnest(e.columns, e.types) n(name, type)
-  left join lateral sequin._expression_columns(t.relation_oid) k on k.name = n.name
-  where e.consumer_id = c.id and e.is_typed and sequin._type_name(k.type) is distinct from n.type
-    -- A table that was dropped has no other columns than it had.
-    and exists (select from pg_class r where r.oid = t.relation_oid)
-  order by e.kind, e.route_id, n.name
-  limit 1;
-  if v_error is null then
-    select format('%s: %s is not what it was when it was checked', e.kind, o.name) into v_error
-    from sequin.consumer_expression e
-    cross join lateral unnest(e.others) o(name)
-    where e.consumer_id = c.id and not sequin._is_as_checked(o.name)
-    order by e.kind, e.route_id, o.name
-    limit 1;
-  end if;
-  if v_error is null then
-    select r.error into v_error from sequin.consumer_error r where r.consumer_id = c.id;
-  end if;
-  return v_error;
+  return coalesce(
+    (select p.problem
+     from sequin.consumer_expression e
+     cross join lateral sequin._expression_problem(e.kind, e.route_id, sequin._consumer_expression(c.id, e.route_id, e.kind)) p(problem)
+     where e.consumer_id = c.id and p.problem is not null
+     order by e.kind, e.route_id
+     limit 1),
+    (select r.error from sequin.consumer_error r where r.consumer_id = c.id));
 end $$;
 
 -- A query for messages of a table, for _evaluate. source is what the rows are of, as l.
@@ -358,7 +382,7 @@ declare
 begin
   select t.relation_oid into v_relation
   from sequin.source_table t join sequin.source s on s.id = t.source_id
-  where t.id = _message_source.route_id and s.conninfo is null;
+  where t.id = sequin._table_of(_message_source.route_id) and s.conninfo is null;
   return format(
     'select l.seq, %s as group_hash, l.table_name, l.committed_at, sequin._action(l.action) as action,'
     ' case when l.action in (''i'', ''u'', ''r'') then l.record end as new_record,'
@@ -367,7 +391,7 @@ begin
     ' from %s where l.route_id = %s and l.action = any (%L::"char"[])',
     case when c.group_by is null then 'l.group_hash' when c.group_by = '{}' then '0'
          else format('sequin._group_hash(l.record, %L::text[])', c.group_by) end,
-    sequin._identity_columns(route_id), coalesce(sequin._is_full(v_relation), true), source, route_id,
+    sequin._identity_columns(sequin._table_of(route_id)), coalesce(sequin._is_full(v_relation), true), source, route_id,
     array(select a.action from unnest('{i,u,d,x,t,r}'::"char"[]) a(action) where sequin._is_chosen(c, a.action)));
 end $$;
 
@@ -463,22 +487,6 @@ begin
   on conflict (consumer_id) do update set error = excluded.error, failed_at = clock_timestamp();
   return 0;
 end $$;
-
--- Whether a consumer's feed has not got to the log's head: it waits for something else than the next change.
-create or replace function sequin._is_feed_behind(c sequin.consumer)
-returns boolean
-language sql
-stable
-set search_path = pg_catalog, pg_temp
-as $$
-  select c.reads = 'feed' and (
-    select p.seq from sequin.feed_progress p where p.feed_id = c.feed_id order by p.step desc limit 1) < (
-    select p.last_seq
-    from sequin.stream s
-    cross join lateral (
-      select p.last_seq from sequin.progress p where p.source_id = s.source_id order by p.step desc limit 1) p
-    where s.id = c.stream_id)
-$$;
 
 -- Evaluates filter and transform again on dead letters that they failed on, before a redrive: those that are chosen are
 -- messages now; those that are not are gone; what fails again stays, with the new error.

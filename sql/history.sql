@@ -149,7 +149,23 @@ begin
   return true;
 end $$;
 
-create or replace function sequin.backfill(consumer text, from_row text default null, filter text default null)
+-- A filter as a condition on a row, called new, that is read from its table: what the row's 'read' message would be is
+-- what it is evaluated on.
+create or replace function sequin._row_condition(e sequin._expression)
+returns text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select format(
+    'exists (select from (select pg_catalog.to_jsonb(new.*) as new_record, null::pg_catalog.jsonb as old_record,'
+    ' ''read''::pg_catalog.text as action, %L::pg_catalog.text as table_name, pg_catalog.now() as committed_at) _sequin_m%s where %s)',
+    c.relname, sequin._expression_frame(e, null), e.compiled)
+  from pg_class c where c.oid = e.relation
+$$;
+
+-- See backfill, which has parsed the filter as its caller sees the names in it.
+create or replace function sequin._start_backfill(consumer text, from_row text, filter text, views oid[])
 returns bigint
 language plpgsql
 security definer
@@ -157,14 +173,42 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   c sequin.consumer := sequin._consumer(consumer);
+  v_relations oid[];
+  v_conditions text[];
+  v_id bigint;
+begin
+  perform sequin._refuse_write('backfill');
+  if filter is not null then
+    v_relations := sequin._stream_relations(null, consumer);
+    if 0 = any (v_relations) then
+      raise feature_not_supported using
+        message = format('consumer "%s": its tables are another database''s, and a backfill of them has no filter', consumer),
+        hint = 'Leave it out, or begin with a row: from_row. The consumer''s own filter chooses among what is read.';
+    end if;
+    select array_agg(sequin._row_condition(e) order by array_position(v_relations, e.relation)) into v_conditions
+    from sequin._compile(format('consumer "%s": filter', consumer), v_relations, 'filter', filter, views) e;
+  end if;
+  v_id := sequin._backfill(c.id, from_row, filter);
+  update sequin.backfill b set conditions = v_conditions where b.id = v_id and v_conditions is not null;
+  return v_id;
+end $$;
+
+create or replace function sequin.backfill(consumer text, from_row text default null, filter text default null)
+returns bigint
+language plpgsql
+as $$
+-- Not a definer and no search_path of its own: names in filter are looked up as the caller's would be.
+declare
+  v_views pg_catalog.oid[];
+  v_id pg_catalog.int8;
 begin
   if filter is not null then
-    raise feature_not_supported using
-      message = format('consumer "%s": a backfill with a filter is not in this version', consumer),
-      hint = 'Leave it out, or begin with a row: from_row.';
+    v_views := sequin._parse(
+      pg_catalog.format('consumer "%s": filter', consumer), sequin._stream_relations(null, consumer), 'filter', filter);
   end if;
-  perform sequin._refuse_write('backfill');
-  return sequin._backfill(c.id, from_row, filter);
+  v_id := sequin._start_backfill(consumer, from_row, filter, v_views);
+  perform sequin._drop_views(v_views);
+  return v_id;
 end $$;
 comment on function sequin.backfill(text, text, text) is
 'Delivers the rows of a consumer''s tables to it again, as messages with action read, without moving it. It runs in the
@@ -173,10 +217,12 @@ before it begins come before the rows, later ones after them, and no row comes o
 
 consumer  whose
 from_row  only rows whose sort_column (without one: the first column of the primary key) is at least this; default: all
-filter    not in this version
+filter    only rows that this lets through: an SQL boolean over new, as create_consumer''s; evaluated where they are read.
+          One that it fails on ends the backfill, which says so. The consumer''s own filter chooses among the rest
 
 Returns the id of the backfill. A second one of the same consumer waits for the first.
-Errors: 42704 unknown consumer, 22023 from_row is no value of that column, 55000 a table without a primary key.';
+Errors: 42704 unknown consumer, 22023 from_row is no value of that column, 42601, 42703, 42804 a filter that is none, 55000
+a table without a primary key, 0A000 a filter on tables of another database.';
 
 create or replace function sequin.cancel_backfill(id bigint)
 returns boolean

@@ -91,10 +91,6 @@ begin
     raise invalid_parameter_value using
       message = format('pipeline "%s": retention is %s', p.name, p.retention),
       hint = 'An interval of a second or more: how long events are kept; left out: for good.';
-  elsif p.filter is not null then
-    raise feature_not_supported using
-      message = format('pipeline "%s": filter is not in this version', p.name),
-      hint = 'Leave it out.';
   end if;
 end $$;
 
@@ -159,7 +155,7 @@ end $$;
 -- to be made first, and then it is called again.
 create or replace function sequin._create_pipeline(
   name text, source_relation oid, event_relation oid, event_schema text, event_name text, actions text[], filter text,
-  retention interval, if_not_exists boolean
+  retention interval, if_not_exists boolean, filter_views oid[]
 )
 returns text
 language plpgsql
@@ -227,7 +223,9 @@ begin
     name, table_id, event_relation, event_schema, event_name, actions, filter, retention, start_lsn, start_base)
   values (
     v_new.name, v_new.table_id, v_new.event_relation, v_new.event_schema, v_new.event_name, v_new.actions, v_new.filter,
-    v_new.retention, v_new.start_lsn, v_new.start_base);
+    v_new.retention, v_new.start_lsn, v_new.start_base)
+  returning id into v_new.id;
+  perform sequin._keep_pipeline_filter(v_new, filter_views);
 
   if v_new.actions && '{update,delete}' then
     for v_relation in
@@ -272,6 +270,7 @@ declare
   v_source pg_catalog.oid := pg_catalog.to_regclass(source_table);
   v_event pg_catalog.oid;
   v_path pg_catalog.text[];
+  v_views pg_catalog.oid[];
   v_result pg_catalog.text;
 begin
   if v_source is null then
@@ -310,13 +309,15 @@ begin
         case when v_path[1] is null then 'no schema of search_path exists' else pg_catalog.format('schema "%s" does not exist', v_path[1]) end),
       hint = case when v_path[1] is null then 'Write schema.table.' else pg_catalog.format('create schema %I;', v_path[1]) end;
   end if;
+  v_views := sequin._parse(pg_catalog.format('pipeline "%s": filter', name), array[v_source], 'filter', filter);
   v_result := sequin._create_pipeline(name, v_source, v_event, v_path[1], v_path[2], actions, filter, retention,
-    coalesce(if_not_exists, false));
+    coalesce(if_not_exists, false), v_views);
   if v_result is null then
     execute sequin._event_table_sql(v_path[1], v_path[2], retention is not null);
     v_event := pg_catalog.to_regclass(pg_catalog.format('%I.%I', v_path[1], v_path[2]));
-    v_result := sequin._create_pipeline(name, v_source, v_event, v_path[1], v_path[2], actions, filter, retention, false);
+    v_result := sequin._create_pipeline(name, v_source, v_event, v_path[1], v_path[2], actions, filter, retention, false, v_views);
   end if;
+  perform sequin._drop_views(v_views);
   return v_result;
 end $$;
 comment on function sequin.create_pipeline(text, text, text, text[], text, interval, boolean) is
@@ -328,7 +329,8 @@ source_table   whose changes; looked up by search_path, as regclass does
 event_table    where to; made, and the caller''s, if it does not exist; checked column by column if it does, and may have
                more columns, which fill themselves
 actions        which of insert, update, delete, truncate are written
-filter         not in this version
+filter         an SQL boolean over new, old, action, table_name and committed_at, as create_consumer''s: only changes that it
+               lets through are written. One that it fails on holds the pipeline back
 retention      how long events are kept, at least: the event table is partitioned by committed_at then, and old
                partitions are dropped; null: for good
 if_not_exists  the same definition again is a no-op
@@ -347,10 +349,41 @@ there is a retention. Waits for transactions that are writing to a source table 
 
 Errors: 42704 unknown table or schema, 42710 the name is taken, 22023 bad argument, or not a table, 42501 no right, 55000
 a source table that cannot be streamed, or an event table that does not fit; 42703 an event table without one of the
-columns, 42804 with one of another type; 0A000 a filter, or a partitioned source table on PostgreSQL 12. The hint mends it.';
+columns, 42804 with one of another type; 42601, 42703, 42804 a filter that is
+none; 0A000 a partitioned source table on PostgreSQL 12. The hint mends it.';
 
-create or replace function sequin.alter_pipeline(
-  name text, actions text[] default null, filter text default null, retention interval default null
+-- Keeps what a pipeline's filter was compiled to.
+create or replace function sequin._keep_pipeline_filter(p sequin.pipeline, views oid[])
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  delete from sequin.pipeline_expression e where e.pipeline_id = p.id;
+  if p.filter is not null then
+    insert into sequin.pipeline_expression (pipeline_id, compiled, is_typed, is_whole, uses_new, uses_old, columns, types, others)
+    select p.id, e.compiled, e.is_typed, e.is_whole, e.uses_new, e.uses_old, e.columns, e.types, e.others
+    from sequin.source_table t
+    cross join lateral sequin._compile(format('pipeline "%s": filter', p.name), array[t.relation_oid], 'filter', p.filter, views) e
+    where t.id = p.table_id;
+  end if;
+end $$;
+
+-- The table of a pipeline, as _parse wants it.
+create or replace function sequin._pipeline_relations(name text)
+returns oid[]
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return array(select t.relation_oid from sequin.source_table t where t.id = (sequin._pipeline(name)).table_id);
+end $$;
+
+-- See alter_pipeline, which has parsed the filter as its caller sees the names in it.
+create or replace function sequin._alter_pipeline(
+  name text, actions text[], filter text, retention interval, filter_views oid[]
 )
 returns text
 language plpgsql
@@ -364,28 +397,53 @@ begin
   if actions is not null then
     v_new.actions := array(select distinct a.action from unnest(actions) a(action) order by a.action);
   end if;
-  v_new.filter := coalesce(filter, v_old.filter);
+  v_new.filter := nullif(coalesce(filter, v_old.filter), '');
   v_new.retention := case when retention = '0' then null else coalesce(retention, v_old.retention) end;
   perform sequin._check_pipeline(v_new);
   if v_new.retention is distinct from v_old.retention and v_new.retention is not null then
     v_new.event_relation := sequin._event_table(v_old);
     perform sequin._check_event_table(v_new);
   end if;
-  if (v_new.actions, v_new.filter, v_new.retention) is not distinct from (v_old.actions, v_old.filter, v_old.retention) then
+  -- A filter that is given again is compiled again: what it names may be of another type now.
+  if (v_new.actions, v_new.filter, v_new.retention) is not distinct from (v_old.actions, v_old.filter, v_old.retention)
+     and coalesce(filter, '') = '' then
     return 'unchanged';
   end if;
   update sequin.pipeline p
   set actions = v_new.actions, filter = v_new.filter, retention = v_new.retention, changed_at = clock_timestamp()
   where p.id = v_old.id;
+  if filter is not null then
+    perform sequin._keep_pipeline_filter(v_new, filter_views);
+  end if;
   return 'altered';
 end $$;
+
+create or replace function sequin.alter_pipeline(
+  name text, actions text[] default null, filter text default null, retention interval default null
+)
+returns text
+language plpgsql
+as $$
+-- As create_pipeline.
+declare
+  v_views pg_catalog.oid[];
+  v_result pg_catalog.text;
+begin
+  if filter operator(pg_catalog.<>) '' then
+    v_views := sequin._parse(pg_catalog.format('pipeline "%s": filter', name), sequin._pipeline_relations(name), 'filter', filter);
+  end if;
+  v_result := sequin._alter_pipeline(name, actions, filter, retention, v_views);
+  perform sequin._drop_views(v_views);
+  return v_result;
+end $$;
 comment on function sequin.alter_pipeline(text, text[], text, interval) is
-'Changes a pipeline''s options, from the next change that it writes on; what is null stays as it is, and retention => ''0''
-means that events are kept for good. A retention needs an event table that is partitioned by range (committed_at), and
+'Changes a pipeline''s options, from the next change that it writes on; what is null stays as it is, filter => '''' takes the
+filter away, and retention => ''0'' means that events are kept for good. A retention needs an event table that is partitioned by range (committed_at), and
 its owner. A pipeline in error is tried again at once.
 
 Returns altered or unchanged.
-Errors: 42704 unknown pipeline, 22023 bad argument, 42501 no right, 55000 the event table is not partitioned, 0A000 a filter.';
+Errors: 42704 unknown pipeline, 22023 bad argument, 42501 no right, 55000 the event table is not partitioned,
+42601, 42703, 42804 a filter that is none.';
 
 create or replace function sequin.drop_pipeline(name text, if_exists boolean default false)
 returns text

@@ -296,10 +296,8 @@ begin
       message = format('consumer "%s": rewind takes one target, and has %s', consumer, num_nonnulls(to_seq, to_time, to_row)),
       hint = 'One of to_seq, to_time and to_row.';
   elsif to_row is not null then
-    -- sequin._backfill_row(c, to_row) goes here.
-    raise feature_not_supported using
-      message = format('consumer "%s": rewind to_row is not in this version', consumer),
-      hint = 'to_seq and to_time go back in the kept log; sequin.republish(consumer, query) delivers chosen rows again.';
+    perform sequin._backfill(c.id, to_row);
+    return 'rewound';
   end if;
   -- No worker may be between reading where the consumer is and acting on it.
   for v_lane in 0..63 loop
@@ -336,7 +334,10 @@ acknowledge nothing. Dead letters stay. No other consumer notices. Waits for wor
 consumer  which
 to_seq    delivers messages from this seq on
 to_time   delivers messages from the first on that was committed then or later
-to_row    not in this version
+to_row    goes back in the tables instead: first come the rows whose sort_column (without one: the first column of the
+          primary key) is at least this, as they are now, and then everything after; what is pending stays so. A
+          bridge reads the rows: see sequin.backfills
 
-Returns rewound. Errors: 42704 unknown consumer, 22023 not exactly one target, or one that the log does not reach (the
-message names the oldest there is), 55000 nothing is in the log yet, 25006 read only transaction or replica.';
+Returns rewound. Errors: 42704 unknown consumer, 22023 not exactly one target, one that the log does not reach (the
+message names the oldest there is), or no value of that column; 55000 nothing is in the log yet, or a table without a
+primary key; 25006 read only transaction or replica.';

@@ -156,7 +156,7 @@ type work struct {
 	SideRoutes  []int32
 	SortColumn  *string
 	FromRow     *string
-	Filter      *string
+	Conditions  []string // on a row, of each table; none: all rows
 	Step        int64
 	Place       int32
 	LastKey     []*string

@@ -204,7 +204,7 @@ func (r *run) readChunk(ctx context.Context, place int32, p part) (_ *chunk, isE
 	if err != nil {
 		return nil, false, err
 	}
-	sql, args := c.table.query(p, r.FromRow, r.Filter, doubt, maxRows)
+	sql, args := c.table.query(p, r.FromRow, r.condition(place), doubt, maxRows)
 	pg := r.source.PgConn()
 	values := make([][]byte, len(args))
 	for i, text := range args {
@@ -334,7 +334,7 @@ func (r *run) estimate(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		sql, args := t.query(part{}, r.FromRow, r.Filter, "false", 1<<62)
+		sql, args := t.query(part{}, r.FromRow, r.condition(place+1), "false", 1<<62)
 		values := make([][]byte, len(args))
 		for i, text := range args {
 			values[i] = []byte(text)

@@ -152,6 +152,14 @@ func (r *run) describe(ctx context.Context, source *pgx.Conn, place int32) (*tab
 	return t, nil
 }
 
+// condition returns what sequin.backfill was asked to choose of a table's rows, as SQL compiled it.
+func (r *run) condition(place int32) string {
+	if len(r.Conditions) == 0 {
+		return ""
+	}
+	return r.Conditions[place-1]
+}
+
 // part says which rows are read: of a column that may be null, those where it is not come first, then the others.
 type part struct {
 	nulls bool
@@ -160,7 +168,7 @@ type part struct {
 
 // query returns the statement that reads a table's rows in order, with its arguments, each as text. A row is followed by
 // whether it may have changed since the cut, and its values of order.
-func (t *table) query(p part, fromRow, filter *string, doubt string, limit int) (string, []string) {
+func (t *table) query(p part, fromRow *string, condition, doubt string, limit int) (string, []string) {
 	var args []string
 	value := func(c column, text string) string {
 		args = append(args, text)
@@ -200,9 +208,8 @@ func (t *table) query(p part, fromRow, filter *string, doubt string, limit int) 
 	} else if fromRow != nil {
 		where = append(where, by[0]+" >= "+value(order[0], *fromRow))
 	}
-	if filter != nil {
-		// What sequin.backfill was asked to choose: an SQL boolean over new, as it was compiled.
-		where = append(where, "("+*filter+")")
+	if condition != "" {
+		where = append(where, condition)
 	}
 	if len(where) == 0 {
 		where = append(where, "true")

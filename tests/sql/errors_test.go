@@ -150,7 +150,7 @@ func TestErrors(t *testing.T) {
 		{`select * from sequin.sync('orders', E'é\n')`, "22023", `"orders"`, "null"},
 		{`select sequin.backfill('mialer')`, "42704", `"mialer"`, `"mailer"`},
 		{`select sequin.backfill('mailer', 'one')`, "22023", "integer", "id"},
-		{`select sequin.backfill('mailer', filter => 'true')`, "0A000", "filter", "from_row"},
+		{`select sequin.backfill('mailer', filter => 'new.nope')`, "42703", `consumer "mailer": filter`, ""},
 		{`select sequin.cancel_backfill(1)`, "42704", "backfill 1", "sequin.backfills"},
 		{`select sequin.create_webhook('w', 'orders', 'http://127.0.0.1')`, "0A000", "", ""},
 		{`select sequin.create_source('far', 'env:FAR')`, "0A000", "", ""},
