@@ -3,6 +3,7 @@ package changelog
 import (
 	"encoding/binary"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"strconv"
 
@@ -178,6 +179,9 @@ func (e *Encoder) open(t *Table, action byte, tuple, old wal.Tuple) {
 // reserve makes room for a large row at once: it is not to be copied from one buffer to the next.
 func (e *Encoder) reserve(tuples ...wal.Tuple) {
 	if n := textSize(tuples...); n > chunkSize {
+		if n > hugeRow {
+			debug.FreeOSMemory() // of the message before
+		}
 		e.rows.buf = slices.Grow(e.rows.buf, n+n/8)
 	}
 }

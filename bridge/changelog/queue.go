@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -56,6 +57,12 @@ func (c *chunk) free() {
 	c.buf = nil
 }
 
+// isHuge tells whether a row made the chunk so large that another like it is not to be made before this one is gone.
+func (c *chunk) isHuge() bool { return len(c.buf) > hugeRow }
+
+// hugeRow is from where on a row's memory is returned at once: the collector would let as much again come together first.
+const hugeRow = 8 << 20
+
 // add counts a row.
 func (c *chunk) add(route int32) { c.counts = addCount(c.counts, route, 1) }
 
@@ -80,6 +87,7 @@ type Queue struct {
 	mu      sync.Mutex
 	chunks  []chunk
 	bytes   int
+	huge    int           // bytes of huge rows that the writer has taken, and not written yet
 	endLSN  pglogrepl.LSN // of the last transaction that was put whole
 	written pglogrepl.LSN // of the last transaction that is in the log, and on disk
 	seen    pglogrepl.LSN // of the last transaction that is in the log, for others to see
@@ -151,10 +159,25 @@ func (q *Queue) isOpen() bool {
 func (q *Queue) Full() <-chan struct{} {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.bytes < maxQueued {
+	if q.bytes+q.huge < maxQueued {
 		return nil
 	}
 	return q.room
+}
+
+// drop frees a chunk that was written.
+func (q *Queue) drop(c *chunk) {
+	n := len(c.buf)
+	isHuge := c.isHuge()
+	c.free()
+	if !isHuge {
+		return
+	}
+	debug.FreeOSMemory()
+	q.mu.Lock()
+	q.huge -= n
+	q.mu.Unlock()
+	signal(q.room)
 }
 
 // Written returns the end of the last transaction that is in the log, on disk, and whether that is all that was put.
@@ -195,6 +218,11 @@ func (q *Queue) take(ctx context.Context, patience time.Duration) (chunks []chun
 		chunks, q.chunks = q.chunks, nil
 		horizon, q.horizon = q.horizon, 0
 		q.bytes = 0
+		for i := range chunks {
+			if chunks[i].isHuge() {
+				q.huge += len(chunks[i].buf)
+			}
+		}
 		ended := q.ended
 		q.mu.Unlock()
 		if len(chunks) > 0 {

@@ -129,7 +129,7 @@ batch:
 			for _, n := range c.counts {
 				w.counts = addCount(w.counts, n.route, n.count)
 			}
-			c.free()
+			w.queue.drop(&c)
 			last = c
 			if last.endLSN > 0 && (bytes >= maxBatchBytes || time.Since(w.beganAt) >= maxBatchTime) {
 				break batch
