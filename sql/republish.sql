@@ -269,6 +269,10 @@ begin
          from unnest(v_table.key_columns) n(name)
          cross join lateral sequin._column_type(v_table.relation_oid, n.name) t))
       into v_keys using rows;
+    -- Whatever the log brings of a row from here on, no worker has had.
+    for v_lane in 0..c.lane_count - 1 loop
+      v_void := pg_advisory_xact_lock(sequin._lane_key(c.name, v_lane::smallint));
+    end loop;
     for v_round in 1..2 loop
       select array_agg(l.seq) filter (where l.seq is not null), array_agg(k.record_pk) filter (where l.seq is null)
         into v_seqs, v_missing
@@ -276,9 +280,6 @@ begin
       left join lateral (
         select max(l.seq) as seq from sequin.log l where l.record_pk = k.record_pk and l.route_id = v_table.id) l on true;
       exit when v_round = 2 or v_missing is null;
-      for v_lane in 0..c.lane_count - 1 loop
-        v_void := pg_advisory_xact_lock(sequin._lane_key(c.name, v_lane::smallint));
-      end loop;
       -- Before the log is asked once more.
       v_messages := array(select m from sequin._reread(c, v_table, rows) m where m.record_pk = any (v_missing));
     end loop;

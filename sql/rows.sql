@@ -109,7 +109,7 @@ language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select format_type(a.atttypid, a.atttypmod), coalesce(n.nspname, 'pg_catalog')
+  select format_type(a.atttypid, a.atttypmod), coalesce(n.nspname::text, 'pg_catalog')
   from pg_attribute a
   left join lateral (
     select o.oprnamespace

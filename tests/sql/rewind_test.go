@@ -63,7 +63,7 @@ func TestRewind(t *testing.T) {
 				all := f.write(rows...)
 				wantSeqsInAnyOrder(t, f.pop(`'beside', 1000`), all...)
 				acked := map[int64]bool{}
-				var out, nacked []message
+				var out []message
 				for i := range 6 {
 					got := f.receive(`'c', 20`)
 					n := len(got) / 3
@@ -73,7 +73,6 @@ func TestRewind(t *testing.T) {
 					}
 					if i%2 == 0 {
 						f.call("nack", ids(got[n:2*n]), int64(n))
-						nacked = append(nacked, got[n:2*n]...)
 						out = append(out, got[2*n:]...)
 					} else {
 						out = append(out, got[n:]...)
