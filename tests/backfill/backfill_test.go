@@ -235,8 +235,10 @@ func TestKeys(t *testing.T) {
 		{`(a timestamptz primary key)`, `select timestamptz '2020-01-01' + n * interval '1.000001 s' from generate_series(1, %d) n`, "", `a`},
 		{`(a numeric primary key)`, `select case n when 1 then 'NaN' else n / 7.0 - 100 end from generate_series(1, %d) n`, "", `a`},
 		{`(a float8, b tag, primary key (a, b))`, `select sqrt(n % 97), 'x' || n from generate_series(1, %d) n`, "", `a, b`},
-		{`(id int primary key, "Sort ""me" timestamp)`, `select n, case when n %% 3 > 0 then timestamp '2020-01-01' + (n * 7919 %% 1000) * interval '1 s' end from generate_series(1, %d) n`,
-			`Sort "me`, `"Sort ""me" nulls last, id`},
+		{
+			`(id int primary key, "Sort ""me" timestamp)`, `select n, case when n %% 3 > 0 then timestamp '2020-01-01' + (n * 7919 %% 1000) * interval '1 s' end from generate_series(1, %d) n`,
+			`Sort "me`, `"Sort ""me" nulls last, id`,
+		},
 		{`(id int primary key, a mood)`, `select n, (array['sad', 'ok', 'happy', null]::mood[])[n %% 4 + 1] from generate_series(1, %d) n`, "a", `a nulls last, id`},
 		{`(id int primary key, a text)`, `select n, case when n %% 2 = 0 then 'k' || n %% 10 end from generate_series(1, %d) n`, "a", `a nulls last, id`},
 		{`(id int primary key, a bpchar(5))`, `select n, 'k' || n %% 10 from generate_series(1, %d) n`, "a", `a, id`},
