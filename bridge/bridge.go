@@ -110,6 +110,7 @@ func (b *Bridge) connect(ctx context.Context) (*pgxpool.Pool, error) {
 		"default_transaction_isolation":       "read committed",
 		"default_transaction_read_only":       "off",
 		"idle_in_transaction_session_timeout": "0",
+		"jit":                                 "off", // nothing here is worth compiling, and each call would be
 		"statement_timeout":                   "60s",
 	} {
 		config.ConnConfig.RuntimeParams[setting] = value

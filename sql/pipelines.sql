@@ -456,6 +456,7 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set jit = off
 as $$
   select v.step is not null,
          case when o.seq is null then 0 else greatest(y.total - v.passed, 1) end,

@@ -77,7 +77,6 @@ func (p *pipelines) run(ctx context.Context) {
 	config.ConnConfig.RuntimeParams["application_name"] = "sequin pipelines"
 	// Nothing is confirmed on the strength of it: what a crash takes is written again, with how far it had got.
 	config.ConnConfig.RuntimeParams["synchronous_commit"] = "off"
-	config.ConnConfig.RuntimeParams["jit"] = "off"
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		p.warn(ctx, "open pool", err)
