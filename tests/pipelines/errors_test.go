@@ -7,8 +7,10 @@ import (
 	"testing"
 
 	"github.com/jackc/pgerrcode"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"sequin/bridge/schema"
 	"sequin/tests/pgtest"
 )
 
@@ -256,4 +258,49 @@ func TestRights(t *testing.T) {
 	db.Exec(`grant select on orders to ` + worker)
 	db.Exec(`select sequin.resume_pipeline('p')`)
 	awaitCount(db, "app.events", 1)
+}
+
+// A role that is no superuser installs, and makes pipelines; into another's table with that role's rights only, and whatever that
+// role's own triggers do they do not run.
+func TestPlainRole(t *testing.T) {
+	t.Parallel()
+	db := pgtest.Empty(t)
+	plain, deploy := "plain_"+db.Name, "deploy_"+db.Name
+	db.Exec(`create role ` + plain + ` login replication; create role ` + deploy + ` login`)
+	db.Cleanup(func() {
+		db.Exec(`drop owned by ` + plain + ` cascade; drop owned by ` + deploy + ` cascade; drop role ` + plain + `; drop role ` + deploy)
+	})
+	db.Exec(`grant create on database ` + db.Name + ` to ` + plain)
+	db.Exec(`create schema app authorization ` + plain)
+	if err := schema.Up(t.Context(), db.URLAs(plain), pgtest.Discard()); err != nil {
+		t.Fatal(err)
+	}
+	conn, other := db.ConnectAs(plain), db.ConnectAs(deploy)
+	exec := func(conn *pgx.Conn, sql string) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	exec(conn, `create table app.orders (id int primary key)`)
+	exec(conn, `select sequin.create_pipeline('mine', 'app.orders', 'app.events', retention => '1 day')`)
+	exec(conn, `select sequin.grant_configure('`+deploy+`'); grant usage, create on schema app to `+deploy+`; grant select on app.orders to `+deploy)
+	_, err := other.Exec(t.Context(), `select sequin.create_pipeline('theirs', 'app.orders', 'app.others', retention => '1 day')`)
+	var e *pgconn.PgError
+	if !errors.As(err, &e) || e.Code != pgerrcode.InsufficientPrivilege || !strings.HasPrefix(e.Hint, "grant ") {
+		t.Fatalf("got %v", err)
+	}
+	db.Exec(e.Hint)
+	exec(other, `select sequin.create_pipeline('theirs', 'app.orders', 'app.others', retention => '1 day')`)
+	pgtest.StartBridge(t, db.URLAs(plain))
+	exec(conn, `insert into app.orders values (1)`)
+	awaitCount(db, "app.events", 1)
+	awaitCount(db, "app.others", 1)
+	exec(other, `create function app.evil() returns trigger language plpgsql as $$ begin execute 'drop table app.orders'; return null; end $$;
+		create trigger evil after insert on app.others execute function app.evil()`)
+	exec(conn, `insert into app.orders values (2)`)
+	awaitError(db, "theirs", pgerrcode.InsufficientPrivilege, `"evil"`)
+	awaitCount(db, "app.events", 2)
+	exec(other, `drop trigger evil on app.others`)
+	awaitCount(db, "app.others", 2)
 }
