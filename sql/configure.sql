@@ -68,7 +68,7 @@ begin
   return 'granted';
 end $$;
 comment on function sequin.grant_configure(name) is
-'Lets a role make, alter and drop streams and consumers, and read the views. Streams only of tables it may select from;
+'Lets a role make, alter and drop streams, consumers and pipelines, and read the views. Only of tables it may select from;
 consuming still takes grant_consume.
 
 Returns granted or unchanged. Errors: 42704 unknown role.';

@@ -313,7 +313,10 @@ begin
   v_result := sequin._create_pipeline(name, v_source, v_event, v_path[1], v_path[2], actions, filter, retention,
     coalesce(if_not_exists, false), v_views);
   if v_result is null then
-    execute sequin._event_table_sql(v_path[1], v_path[2], retention is not null);
+    -- Meanwhile somebody else may have made it: whoever is here is alone.
+    if pg_catalog.to_regclass(pg_catalog.format('%I.%I', v_path[1], v_path[2])) is null then
+      execute sequin._event_table_sql(v_path[1], v_path[2], retention is not null);
+    end if;
     v_event := pg_catalog.to_regclass(pg_catalog.format('%I.%I', v_path[1], v_path[2]));
     v_result := sequin._create_pipeline(name, v_source, v_event, v_path[1], v_path[2], actions, filter, retention, false, v_views);
   end if;
@@ -514,6 +517,7 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set jit = off
 as $$
   select v.step is not null,
          case when o.seq is null then 0 else greatest(y.total - v.passed, 1) end,

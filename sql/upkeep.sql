@@ -4,13 +4,15 @@
 -- The consumers there are.
 create or replace function sequin.bridge_consumers()
 returns table (consumer_id int, has_feed boolean)
-language sql
+language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select c.id, c.reads = 'feed' from sequin.consumer c order by c.id
-$$;
+begin
+  -- After each batch: plpgsql keeps the plan.
+  return query select c.id, c.reads = 'feed' from sequin.consumer c order by c.id;
+end $$;
 comment on function sequin.bridge_consumers() is 'For the bridge: the consumers to tend.';
 
 -- Starts a consumer that waits to be, ends what has run out, goes on with groups that are free again, brings its floor up.
@@ -79,21 +81,26 @@ at: fewer than max_rows, and the feed has caught up.';
 -- behind; and for those whose messages have come due since.
 create or replace function sequin.bridge_notify(routes int[])
 returns bigint
-language sql
+language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
-  select count(pg_notify('sequin.' || c.name, ''))
+declare
+  v_count bigint;
+begin
+  select count(pg_notify('sequin.' || c.name, '')) into v_count
   from sequin.consumer c
   left join lateral (
     select f.is_deep from sequin.floor f where f.consumer_id = c.id order by f.step desc limit 1) f on true
   where c.paused_at is null
-    and (c.routes && $1 and f.is_deep is not true
+    and (c.routes && bridge_notify.routes and f.is_deep is not true
          or exists (
            select from sequin.delivery d
-           where d.consumer_id = c.id and d.due_at between clock_timestamp() - interval '2 seconds' and clock_timestamp()))
-$$;
+           where d.consumer_id = c.id and d.due_at between clock_timestamp() - interval '2 seconds' and clock_timestamp()));
+  return v_count;
+end $$;
 comment on function sequin.bridge_notify(int[]) is
 'For the bridge, at most every few milliseconds: notifies the consumers of these routes. Returns how many.';
 

@@ -59,6 +59,7 @@ returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set jit = off
 as $$
 declare
   v_applied pg_lsn;
@@ -100,6 +101,7 @@ set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
+set jit = off
 as $$
 begin
   select v.step, v.passed, v.written, l.seq, least(g.last_seq, l.seq + max_rows - 1, (((l.seq >> 32) + 1) << 32) - 1), g.last_seq, y.total
@@ -291,20 +293,25 @@ create or replace function sequin.bridge_pipelines(source_id int)
 returns table (
   pipeline_id int, route_id int, is_paused boolean, has_retention boolean, changed_at timestamptz, is_behind boolean
 )
-language sql
+language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
-  select p.id, p.table_id, p.paused_at is not null, p.retention is not null, p.changed_at,
-         v.seq is null or exists (select from sequin.log l where l.route_id = p.table_id and l.seq > v.seq)
-  from sequin.pipeline p
-  join sequin.source_table t on t.id = p.table_id and t.source_id = $1
-  left join lateral (
-    select v.seq from sequin.pipeline_progress v where v.pipeline_id = p.id order by v.step desc limit 1) v on true
-  order by p.id
-$$;
+#variable_conflict use_column
+begin
+  return query
+    select p.id, p.table_id, p.paused_at is not null, p.retention is not null, p.changed_at,
+           v.seq is null or exists (select from sequin.log l where l.route_id = p.table_id and l.seq > v.seq)
+    from sequin.pipeline p
+    join sequin.source_table t on t.id = p.table_id and t.source_id = bridge_pipelines.source_id
+    left join lateral (
+      select v.seq from sequin.pipeline_progress v where v.pipeline_id = p.id order by v.step desc limit 1) v on true
+    order by p.id;
+end $$;
 comment on function sequin.bridge_pipelines(int) is
 'For the bridge, every second: the pipelines to write for, and whether there is something to write.';
 
@@ -354,6 +361,7 @@ language sql
 stable
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set jit = off
 as $$
   select case
     when v.seq is null then p.start_base
@@ -375,6 +383,7 @@ returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set jit = off
 as $$
 declare
   v_void text;

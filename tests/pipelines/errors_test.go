@@ -7,8 +7,10 @@ import (
 	"testing"
 
 	"github.com/jackc/pgerrcode"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"sequin/bridge/schema"
 	"sequin/tests/pgtest"
 )
 
@@ -72,7 +74,7 @@ func TestErrors(t *testing.T) {
 		{`select sequin.create_pipeline('x', 'orders', 'no_default')`, "55000", `"inserted_at"`, "alter table public.no_default alter column inserted_at set default now();"},
 		{`select sequin.create_pipeline('x', 'orders', 'lost')`, "55000", "unlogged", "alter table public.lost set logged;"},
 		{`select sequin.create_pipeline('x', 'orders', 'shown')`, "22023", "a view", ""},
-		{`select sequin.create_pipeline('x', 'parent', 'part')`, "22023", "a partition", ""},
+		{`select sequin.create_pipeline('x', 'orders', 'part')`, "22023", "a partition", ""},
 		{`create temp table brief (like events including defaults including identity); select sequin.create_pipeline('x', 'orders', 'brief')`, "55000", "temporary", ""},
 		{`select sequin.create_pipeline('x', 'orders', 'events', retention => '1 day')`, "55000", "partitioned", "retention"},
 		{`select sequin.create_pipeline('x', 'orders', 'by_seq', retention => '1 day')`, "55000", "partitioned", "retention"},
@@ -150,7 +152,7 @@ func TestRights(t *testing.T) {
 		db.Cleanup(func() { db.Exec(`drop owned by ` + role + ` cascade; drop role ` + role) })
 	}
 	db.Exec(`create table orders (id int primary key, note text); create table secret (id int primary key); create table theirs (id int);
-		create schema app; grant create, usage on schema app to ` + deploy + `; grant select on orders to ` + deploy)
+		revoke create on schema public from public; create schema app; grant create, usage on schema app to ` + deploy + `; grant select on orders to ` + deploy)
 	db.Exec(`select sequin.create_stream('s', '{orders}'), sequin.create_consumer('c', 's')`)
 	db.Exec(`select sequin.grant_configure($1), sequin.grant_consume('c', $2)`, deploy, worker)
 	pgtest.StartBridge(t, db.URL)
@@ -176,7 +178,7 @@ func TestRights(t *testing.T) {
 		`select sequin.create_pipeline('x', 'secret', 'app.e')`, `select sequin.create_pipeline('x', 'orders', 'public.e_of_mine')`,
 		`select sequin.create_pipeline('x', 'orders', 'strangers')`,
 	} {
-		if code := as[deploy](sql); !strings.HasPrefix(code, pgerrcode.InsufficientPrivilege) && db.Major() >= 15 {
+		if code := as[deploy](sql); !strings.HasPrefix(code, pgerrcode.InsufficientPrivilege) {
 			t.Errorf("%s: got %q", sql, code)
 		}
 		if code := as[worker](sql); !strings.HasPrefix(code, pgerrcode.InsufficientPrivilege) {
@@ -213,7 +215,7 @@ func TestRights(t *testing.T) {
 		create domain app.evil_type as text check (value <> app.evil_value())`)
 	id := 1
 	for _, evil := range []struct{ make, undo, what string }{
-		{`create trigger evil before insert on app.events for each row execute function app.evil()`, `drop trigger evil on app.events`, `"evil"`},
+		{`create trigger evil after insert on app.events for each row execute function app.evil()`, `drop trigger evil on app.events`, `"evil"`},
 		{`create trigger evil before insert on app.events for each statement execute function app.evil()`, `drop trigger evil on app.events`, `"evil"`},
 		{`alter table app.events add column extra text default app.evil_value()`, `alter table app.events drop column extra`, `"extra"`},
 		{`alter table app.events add column extra text default query_to_xml('select 1', true, true, '')::text`, `alter table app.events drop column extra`, `"extra"`},
@@ -257,4 +259,49 @@ func TestRights(t *testing.T) {
 	db.Exec(`grant select on orders to ` + worker)
 	db.Exec(`select sequin.resume_pipeline('p')`)
 	awaitCount(db, "app.events", 1)
+}
+
+// A role that is no superuser installs, and makes pipelines; into another's table with that role's rights only, and whatever that
+// role's own triggers do they do not run.
+func TestPlainRole(t *testing.T) {
+	t.Parallel()
+	db := pgtest.Empty(t)
+	plain, deploy := "plain_"+db.Name, "deploy_"+db.Name
+	db.Exec(`create role ` + plain + ` login replication; create role ` + deploy + ` login`)
+	db.Cleanup(func() {
+		db.Exec(`drop owned by ` + plain + ` cascade; drop owned by ` + deploy + ` cascade; drop role ` + plain + `; drop role ` + deploy)
+	})
+	db.Exec(`grant create on database ` + db.Name + ` to ` + plain)
+	db.Exec(`create schema app authorization ` + plain)
+	if err := schema.Up(t.Context(), db.URLAs(plain), pgtest.Discard()); err != nil {
+		t.Fatal(err)
+	}
+	conn, other := db.ConnectAs(plain), db.ConnectAs(deploy)
+	exec := func(conn *pgx.Conn, sql string) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	exec(conn, `create table app.orders (id int primary key)`)
+	exec(conn, `select sequin.create_pipeline('mine', 'app.orders', 'app.events', retention => '1 day')`)
+	exec(conn, `select sequin.grant_configure('`+deploy+`'); grant usage, create on schema app to `+deploy+`; grant select on app.orders to `+deploy)
+	_, err := other.Exec(t.Context(), `select sequin.create_pipeline('theirs', 'app.orders', 'app.others', retention => '1 day')`)
+	var e *pgconn.PgError
+	if !errors.As(err, &e) || e.Code != pgerrcode.InsufficientPrivilege || !strings.HasPrefix(e.Hint, "grant ") {
+		t.Fatalf("got %v", err)
+	}
+	db.Exec(e.Hint)
+	exec(other, `select sequin.create_pipeline('theirs', 'app.orders', 'app.others', retention => '1 day')`)
+	pgtest.StartBridge(t, db.URLAs(plain))
+	exec(conn, `insert into app.orders values (1)`)
+	awaitCount(db, "app.events", 1)
+	awaitCount(db, "app.others", 1)
+	exec(other, `create function app.evil() returns trigger language plpgsql as $$ begin execute 'drop table app.orders'; return null; end $$;
+		create trigger evil after insert on app.others execute function app.evil()`)
+	exec(conn, `insert into app.orders values (2)`)
+	awaitError(db, "theirs", pgerrcode.InsufficientPrivilege, `"evil"`)
+	awaitCount(db, "app.events", 2)
+	exec(other, `drop trigger evil on app.others`)
+	awaitCount(db, "app.others", 2)
 }

@@ -1,6 +1,7 @@
 package pipelines
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -179,7 +180,24 @@ func TestAlter(t *testing.T) {
 	}
 	db.Exec(`insert into item values (3); delete from item where id = 2`)
 	awaitEvents(db, "events", `delete 1 {"id": 1} -`, `insert 3 {"id": 3} -`, `delete 2 {"id": 2} -`)
-	// The same definition again is none, another is refused.
+	// The same definition again is none, however many say it at once, and another is refused.
+	made := make(chan string, 8)
+	for range cap(made) {
+		go func() {
+			var result string
+			if err := db.Pool.QueryRow(context.Background(), `select sequin.create_pipeline('q', 'item', 'made', if_not_exists => true)`).Scan(&result); err != nil {
+				result = err.Error()
+			}
+			made <- result
+		}()
+	}
+	results := map[string]int{}
+	for range cap(made) {
+		results[<-made]++
+	}
+	if results["created"] != 1 || results["unchanged"] != cap(made)-1 {
+		t.Errorf("got %v", results)
+	}
 	if got := pgtest.Value[string](db, `select sequin.create_pipeline('p', 'item', 'events', '{delete,insert}', if_not_exists => true)`); got != "unchanged" {
 		t.Errorf("got %s", got)
 	}

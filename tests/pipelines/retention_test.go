@@ -156,6 +156,9 @@ func TestLogLimit(t *testing.T) {
 	db.Exec(`select sequin.pause_pipeline('slow')`)
 	last := 0
 	pgtest.Eventually(t, 2*time.Minute, func() error {
+		if n := pgtest.Value[int](db, `select coalesce(max(total), 0) from sequin.tally`); n < last {
+			return fmt.Errorf("the log has %d of %d changes", n, last)
+		}
 		db.Exec(`insert into item select i, repeat(md5(i::text), 20) from generate_series($1::int + 1, $1::int + 500) i`, last)
 		last += 500
 		if n := pgtest.Value[int](db, `select count(*) from sequin.gap g where pipeline_id is not null`); n == 0 {

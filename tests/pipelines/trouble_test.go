@@ -135,6 +135,27 @@ func TestTrouble(t *testing.T) {
 	})
 }
 
+// A source table is dropped: what there was of it is written, and health() says that there is no more.
+func TestDroppedSource(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key); select sequin.create_pipeline('p', 'item', 'events')`)
+	stop := pgtest.StartBridge(t, db.URL)
+	db.Exec(`insert into item values (1)`)
+	awaitCount(db, "events", 1)
+	stop()
+	db.Exec(`insert into item values (2); drop table item`)
+	pgtest.StartBridge(t, db.URL)
+	awaitCount(db, "events", 2)
+	if got := pgtest.Value[string](db, `select status || ' ' || hint from sequin.health() where name = 'pipeline p'`); !strings.HasPrefix(got, "error select sequin.drop_pipeline('p');") {
+		t.Errorf("health() says %s", got)
+	}
+	db.Exec(`select sequin.drop_pipeline('p')`)
+	if n := pgtest.Value[int](db, `select count(*) from events`); n != 2 {
+		t.Errorf("%d events", n)
+	}
+}
+
 // Event tables that somebody has locked, or whose triggers hang, delay nobody else.
 func TestHangingTables(t *testing.T) {
 	t.Parallel()
