@@ -96,9 +96,9 @@ func TestFilterOldKey(t *testing.T) {
 		// It had been full, when this was written.
 		row{action: "u", key: 5, grp: 2, changes: `{"grp": 9}`}, row{action: "u", key: 6, grp: 2, changes: `{}`})
 	want := []string{
-		`{"grp": null, "old": {"id": 1, "grp": null, "note": null}, "was": 1}`,
-		`{"grp": null, "old": {"id": 2, "grp": null, "note": null}, "was": 2}`,
-		`{"grp": null, "old": {"id": 4, "grp": null, "note": null}, "was": 4}`,
+		`{"grp": null, "old": {"id": 1}, "was": 1}`,
+		`{"grp": null, "old": {"id": 2}, "was": 2}`,
+		`{"grp": null, "old": {"id": 4}, "was": 4}`,
 		`{"grp": 9, "old": {"id": 5, "grp": 9, "note": ""}, "was": 5}`,
 		`{"grp": 2, "old": {"id": 6, "grp": 2, "note": ""}, "was": 6}`,
 	}
