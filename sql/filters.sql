@@ -51,12 +51,12 @@ language sql
 immutable
 as $$
   select case
-    when changes is not null and (is_full or changes - key <> '{}' or changes = '{}') then record || changes
+    when is_full and changes is not null or changes - key <> '{}' then record || changes
     else coalesce((select jsonb_object_agg(k.name, record -> k.name) from unnest(key) k(name)), '{}') || coalesce(changes, '{}')
   end
 $$;
 
--- Whether updates of a table, and of each of its partitions, carry the whole old row.
+-- Whether updates of a table carry the whole old row. Of a partitioned one, if it says so itself, and each partition does.
 create or replace function sequin._is_full(relation oid)
 returns boolean
 language sql
@@ -70,7 +70,7 @@ as $$
     where (select c.relkind = 'p' from pg_class c where c.oid = relation)
   )
   select coalesce(bool_and(c.relreplident = 'f'), false)
-  from down join pg_class c on c.oid = down.oid where c.relkind = 'r'
+  from down join pg_class c on c.oid = down.oid where c.relkind = 'r' or c.oid = relation
 $$;
 
 -- The columns of a row's old key, where that is all of it that an update carries.
