@@ -36,6 +36,7 @@ var benchmarks = []benchmark{
 	{"isolation", "a consumer's rate beside one in trouble, and beside one that is well", runIsolation},
 	{"capture", "source commits to log rows, beside PostgreSQL's own logical replication into a second database", runCapture},
 	{"consumers", "capture with ten consumers on the stream, beside one", runConsumers},
+	{"filter", "a feed whose filter or transform is evaluated, beside one that takes every message as it is", runFilter},
 	{"latency", "from a commit to the message's arrival at a waiting worker, at 200 transactions a second", runLatency},
 	{"memory", "the bridge's memory while it captures one transaction of 1,000,000 rows", runMemory},
 }
