@@ -6,8 +6,9 @@ create table sequin.consumer_expression (
   route_id    int not null references sequin.source_table,
   kind        text not null check (kind in ('filter', 'transform')),
   compiled    text not null,                      -- one expression, every name in it qualified
+  inlined     text not null,                      -- the same, reading what it can straight from the message
   is_typed    boolean not null,                   -- new and old are rows; else jsonb, for a table of another database
-  is_whole    boolean not null,                   -- refers to new or old as a whole
+  is_whole    boolean not null,                   -- needs new or old as a whole row
   uses_new    boolean not null,
   uses_old    boolean not null,
   columns     text[] not null,                    -- the columns that it names,

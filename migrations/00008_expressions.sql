@@ -4,6 +4,7 @@
 create table sequin.pipeline_expression (
   pipeline_id int primary key references sequin.pipeline on delete cascade,
   compiled    text not null,
+  inlined     text not null,
   is_typed    boolean not null,
   is_whole    boolean not null,
   uses_new    boolean not null,

@@ -351,7 +351,7 @@ if_not_exists    the same definition again is a no-op
 filter and transform are one expression each over
   new           the row; null for delete and truncate
   old           the row as it was; null for insert, read and truncate. Without REPLICA IDENTITY FULL the server does not
-                say what it was: then it has the key, and the rest of its columns are null
+                say what it was: then it has the key, and the rest of its columns are null (to_jsonb(old) is without them)
   action        insert, update, delete, truncate or read
   table_name, committed_at
 new and old are rows of the table: new.amount > 100 and old.status is distinct from new.status. A column of a domain is

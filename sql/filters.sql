@@ -28,7 +28,8 @@ begin
     from (
       select * from unnest(filter.columns, filter.types) k(name, type)
       union all
-      select * from unnest(transform.columns, transform.types) k(name, type)) k;
+      select * from unnest(transform.columns, transform.types) k(name, type)) k
+    where k.type like '%[]';
   end if;
   if v_row is not null and (filter.uses_new or transform.uses_new) then
     v_frame := v_frame || format(
@@ -50,12 +51,12 @@ language sql
 immutable
 as $$
   select case
-    when changes is not null and (is_full or changes - key <> '{}' or changes = '{}') then record || changes
+    when is_full and changes is not null or changes - key <> '{}' then record || changes
     else coalesce((select jsonb_object_agg(k.name, record -> k.name) from unnest(key) k(name)), '{}') || coalesce(changes, '{}')
   end
 $$;
 
--- Whether updates of a table, and of each of its partitions, carry the whole old row.
+-- Whether updates of a table carry the whole old row. Of a partitioned one, if it says so itself, and each partition does.
 create or replace function sequin._is_full(relation oid)
 returns boolean
 language sql
@@ -69,7 +70,7 @@ as $$
     where (select c.relkind = 'p' from pg_class c where c.oid = relation)
   )
   select coalesce(bool_and(c.relreplident = 'f'), false)
-  from down join pg_class c on c.oid = down.oid where c.relkind = 'r'
+  from down join pg_class c on c.oid = down.oid where c.relkind = 'r' or c.oid = relation
 $$;
 
 -- The columns of a row's old key, where that is all of it that an update carries.
@@ -127,7 +128,7 @@ declare
 begin
   v_query := format(
     'select array_agg(_sequin_m.seq), array_agg(_sequin_m.group_hash), array_agg(%s) from (%s) _sequin_m%s where %s',
-    coalesce(transform.compiled, 'null::jsonb'), source, v_frame, coalesce(filter.compiled, 'true'));
+    coalesce(transform.inlined, 'null::jsonb'), source, v_frame, coalesce(filter.inlined, 'true'));
   begin
     execute v_query into v_seqs, v_groups, v_records;
     return query select * from unnest(v_seqs, v_groups, v_records, null::text[]);
@@ -180,7 +181,7 @@ begin
   end loop;
   perform set_config('sequin.evaluated', array_to_json(_sequin_result)::text, true);
 end
-$do$, source, coalesce(filter.compiled, 'true'), v_frame, coalesce(transform.compiled, 'null::jsonb'), v_frame));
+$do$, source, coalesce(filter.inlined, 'true'), v_frame, coalesce(transform.inlined, 'null::jsonb'), v_frame));
   v_message := current_setting('sequin.evaluated');
   perform set_config('sequin.evaluated', '', true);
   return query
@@ -198,7 +199,7 @@ as $$
 declare
   v_hint text;
 begin
-  execute format('explain select %s from (select %s) _sequin_m%s', e.compiled,
+  execute format('explain select %s from (select %s) _sequin_m%s', e.inlined,
     'null::jsonb as new_record, null::jsonb as old_record, null::text as action, null::text as table_name,'
     ' null::timestamptz as committed_at from sequin.log',
     sequin._expression_frame(case when kind = 'filter' then e end, case when kind <> 'filter' then e end));
@@ -229,7 +230,7 @@ language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select (case when s.conninfo is null then t.relation_oid else 0 end, e.compiled, e.is_typed, e.is_whole, e.uses_new,
+  select (case when s.conninfo is null then t.relation_oid else 0 end, e.compiled, e.inlined, e.is_typed, e.is_whole, e.uses_new,
           e.uses_old, e.columns, e.types, e.others)::sequin._expression
   from sequin.consumer_expression e
   join sequin.source_table t on t.id = e.route_id
@@ -289,8 +290,8 @@ begin
   delete from sequin.consumer_expression e where e.consumer_id = c.id and e.kind = _keep_expression.kind;
   if text is not null then
     insert into sequin.consumer_expression (
-      consumer_id, route_id, kind, compiled, is_typed, is_whole, uses_new, uses_old, columns, types, others)
-    select c.id, v_routes[array_position(v_relations, e.relation)], kind, e.compiled, e.is_typed, e.is_whole, e.uses_new,
+      consumer_id, route_id, kind, compiled, inlined, is_typed, is_whole, uses_new, uses_old, columns, types, others)
+    select c.id, v_routes[array_position(v_relations, e.relation)], kind, e.compiled, e.inlined, e.is_typed, e.is_whole, e.uses_new,
            e.uses_old, e.columns, e.types, e.others
     from sequin._compile(v_label, v_relations, kind, text, views) e;
   end if;
@@ -414,7 +415,9 @@ begin
     return query execute format('select m.seq, m.group_hash, null::jsonb, %L from (%s) m',
       'the table was dropped, and what its rows were is not known', v_query);
   else
-    return query select * from sequin._evaluate(v_query, v_filter, v_transform);
+    -- An old row is put together once, however often it is referred to.
+    return query select * from sequin._evaluate(
+      v_query || case when v_filter.uses_old or v_transform.uses_old then ' offset 0' else '' end, v_filter, v_transform);
   end if;
 end $$;
 

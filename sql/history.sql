@@ -160,7 +160,7 @@ as $$
   select format(
     'exists (select from (select pg_catalog.to_jsonb(new.*) as new_record, null::pg_catalog.jsonb as old_record,'
     ' ''read''::pg_catalog.text as action, %L::pg_catalog.text as table_name, pg_catalog.now() as committed_at) _sequin_m%s where %s)',
-    c.relname, sequin._expression_frame(e, null), e.compiled)
+    c.relname, sequin._expression_frame(e, null), e.inlined)
   from pg_class c where c.oid = e.relation
 $$;
 

@@ -364,8 +364,8 @@ as $$
 begin
   delete from sequin.pipeline_expression e where e.pipeline_id = p.id;
   if p.filter is not null then
-    insert into sequin.pipeline_expression (pipeline_id, compiled, is_typed, is_whole, uses_new, uses_old, columns, types, others)
-    select p.id, e.compiled, e.is_typed, e.is_whole, e.uses_new, e.uses_old, e.columns, e.types, e.others
+    insert into sequin.pipeline_expression (pipeline_id, compiled, inlined, is_typed, is_whole, uses_new, uses_old, columns, types, others)
+    select p.id, e.compiled, e.inlined, e.is_typed, e.is_whole, e.uses_new, e.uses_old, e.columns, e.types, e.others
     from sequin.source_table t
     cross join lateral sequin._compile(format('pipeline "%s": filter', p.name), array[t.relation_oid], 'filter', p.filter, views) e
     where t.id = p.table_id;

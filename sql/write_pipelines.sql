@@ -133,7 +133,7 @@ declare
   v_seqs bigint[];
   v_failed bigint;
 begin
-  select t.relation_oid, x.compiled, x.is_typed, x.is_whole, x.uses_new, x.uses_old, x.columns, x.types, x.others into e
+  select t.relation_oid, x.compiled, x.inlined, x.is_typed, x.is_whole, x.uses_new, x.uses_old, x.columns, x.types, x.others into e
   from sequin.pipeline_expression x
   join sequin.source_table t on t.id = p.table_id
   where x.pipeline_id = p.id;

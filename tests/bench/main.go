@@ -37,6 +37,7 @@ var benchmarks = []benchmark{
 	{"capture", "source commits to log rows, beside PostgreSQL's own logical replication into a second database", runCapture},
 	{"pipeline", "capture with a pipeline and two consumers on the table, and pgbench's own rate with pipelines on its tables, beside PostgreSQL's own logical replication of the same", runPipeline},
 	{"consumers", "capture with ten consumers on the stream, beside one", runConsumers},
+	{"filter", "a feed whose filter or transform is evaluated, beside one that takes every message as it is", runFilter},
 	{"latency", "from a commit to the message's arrival at a waiting worker, at 200 transactions a second", runLatency},
 	{"latency_native", "the same at 1,000 transactions a second, beside PostgreSQL's own logical replication", runLatencyNative},
 	{"backfill", "a consumer that starts at the beginning of 1,000,000 rows: into the log, beside one COPY piped into another, and live latency beside it", runBackfill},

@@ -96,11 +96,11 @@ func TestFilterOldKey(t *testing.T) {
 		// It had been full, when this was written.
 		row{action: "u", key: 5, grp: 2, changes: `{"grp": 9}`}, row{action: "u", key: 6, grp: 2, changes: `{}`})
 	want := []string{
-		`{"grp": null, "old": {"id": 1, "grp": null, "note": null}, "was": 1}`,
-		`{"grp": null, "old": {"id": 2, "grp": null, "note": null}, "was": 2}`,
-		`{"grp": null, "old": {"id": 4, "grp": null, "note": null}, "was": 4}`,
+		`{"grp": null, "old": {"id": 1}, "was": 1}`,
+		`{"grp": null, "old": {"id": 2}, "was": 2}`,
+		`{"grp": null, "old": {"id": 4}, "was": 4}`,
 		`{"grp": 9, "old": {"id": 5, "grp": 9, "note": ""}, "was": 5}`,
-		`{"grp": 2, "old": {"id": 6, "grp": 2, "note": ""}, "was": 6}`,
+		`{"grp": null, "old": {"id": 6}, "was": 6}`,
 	}
 	if got := f.records("c"); !slices.Equal(got, want) {
 		t.Errorf("got %s", strings.Join(got, "\n"))
@@ -332,7 +332,7 @@ func TestFilterTables(t *testing.T) {
 	f := setup(t, "changes")
 	f.Exec(`create table "Other" (id int primary key, grp text, "Note" text, action int)`)
 	f.Exec(`select sequin.create_stream('two', '{item, "\"Other\""}', mode => 'changes')`)
-	f.Exec(`select sequin.create_consumer('c', 'two', filter => 'new.grp::text > ''1'' and table_name in (''item'', ''Other'')', transform => 'to_jsonb(new)')`)
+	f.Exec(`select sequin.create_consumer('c', 'two', filter => 'new.grp::text > ''1'' and table_name in (''item'', ''Other'')', transform => 'row_to_json(new)')`)
 	if e := f.Error(`select sequin.create_consumer('d', 'two', filter => 'new.note = ''x''')`); e.Code != "42703" {
 		t.Errorf("a column of one of them: %s %s", e.Code, e.Message)
 	}
