@@ -35,7 +35,7 @@ func products(t *testing.T) *pgtest.DB {
 // change changes products, a little at a time: inserts, updates, deletes, and keys.
 func change(db *pgtest.DB, round int) {
 	db.Helper()
-	db.Exec(`insert into products select 1000 * $1::bigint + i, 'new ' || i, i from generate_series(1, 50) i`, round)
+	db.Exec(`insert into products select 1000 * ($1::bigint + 1) + i, 'new ' || i, i from generate_series(1, 50) i`, round)
 	db.Exec(`update products set price = price + 1, name = name || '*' where id % 7 = $1 % 7`, round)
 	db.Exec(`delete from products where id % 11 = $1 % 11`, round)
 	db.Exec(`update products set id = id + 500000 where id < 500000 and id % 13 = $1 % 13`, round)
@@ -147,9 +147,10 @@ func TestCache(t *testing.T) {
 			return fmt.Errorf("the cache has %s rows, the table %s: %s", n, count, worker.out.String())
 		}
 		for _, id := range pgtest.Column[string](db, `select id::text from products order by md5(id::text) limit 20`) {
-			got := pgtest.Value[string](db, `select coalesce(nullif($1, '')::jsonb, 'null')::text`, ask("get", "product:"+id))
-			if want := pgtest.Value[string](db, `select to_jsonb(p)::text from products p where id = $1::bigint`, id); got != want {
-				return fmt.Errorf("product %s: the cache has %s, the table %s", id, got, want)
+			// Equal as numbers, and not as they are written: the program's language has floats.
+			got := ask("get", "product:"+id)
+			if !pgtest.Value[bool](db, `select nullif($1, '')::jsonb is not distinct from to_jsonb(p) from products p where id = $2::bigint`, got, id) {
+				return fmt.Errorf("product %s: the cache has %s", id, got)
 			}
 		}
 		return nil
@@ -209,8 +210,8 @@ func TestSearch(t *testing.T) {
 		}
 		var got, want string
 		err := conn.QueryRow(context.Background(), `
-			select (select string_agg(id::text, ',' order by id) from product_search where words @@ to_tsquery('simple', 'product')),
-			       (select string_agg(id::text, ',' order by id) from products where to_tsvector('simple', name) @@ to_tsquery('simple', 'product'))`).
+			select (select coalesce(string_agg(id::text, ',' order by id), '') from product_search where words @@ to_tsquery('simple', 'product')),
+			       (select coalesce(string_agg(id::text, ',' order by id), '') from products where to_tsvector('simple', name) @@ to_tsquery('simple', 'product'))`).
 			Scan(&got, &want)
 		if err != nil {
 			t.Fatal(err)
