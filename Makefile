@@ -27,7 +27,7 @@ demo: server ## A story told on a server of its own: every statement with its re
 test: deps ## The tests, on the PostgreSQL that is installed
 	go vet ./...
 	go test $(RACE) ./bridge/...
-	go test -count=1 ./cmd/... ./tests/...
+	go test -count=1 -timeout 30m ./cmd/... ./tests/...
 
 .PHONY: test-all
 test-all: deps ## The tests, on each major version of PostgreSQL: MAJORS="12 18" for some
@@ -36,7 +36,7 @@ test-all: deps ## The tests, on each major version of PostgreSQL: MAJORS="12 18"
 	for major in $(MAJORS); do \
 	  echo "PostgreSQL $$major"; \
 	  if ! tests/setup/postgres.sh $$major; then skipped="$$skipped $$major"; continue; fi; \
-	  PGTEST_MAJOR=$$major go test -count=1 ./... || failed="$$failed $$major"; \
+	  PGTEST_MAJOR=$$major go test -count=1 -timeout 30m ./... || failed="$$failed $$major"; \
 	done; \
 	[ -z "$$skipped" ] || echo "skipped, for there is none to be had:$$skipped"; \
 	[ -z "$$failed" ] || { echo "failed on:$$failed"; exit 1; }

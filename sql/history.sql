@@ -6,8 +6,8 @@
 -- reads, with the groups and lanes that the table's changes have, so that everything else about delivery is as ever.
 --
 --      live, j            history, k             live, k + 1
---   ───────────────┐   ┌─────────────────┐   ┌───────────────────▶
---   commit < cut   │   │ the table's rows │   │ cut <= commit
+--   ---------------+   +-----------------+   +------------------->
+--   commit < cut   |   | the table's rows |   | cut <= commit
 --
 -- The cut is an LSN, H, taken after a snapshot S of the source: the reader of the slot goes on in k + 1 with the first
 -- transaction that commits at or after H, never before. A row is written as history only if the changes after the cut

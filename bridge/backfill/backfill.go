@@ -14,6 +14,8 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"sequin/bridge/pinned"
 )
 
 // Live is the capture that goes on beside.
@@ -376,23 +378,18 @@ func isLater(err error) bool {
 }
 
 // pinned are the settings that values are printed under, as for the slot: a row is the same in either.
-var pinned = map[string]string{
-	"bytea_output":                        "hex",
-	"client_encoding":                     "UTF8",
-	"DateStyle":                           "ISO",
-	"default_transaction_isolation":       "read committed",
-	"default_transaction_read_only":       "off",
-	"extra_float_digits":                  "3",
-	"idle_in_transaction_session_timeout": "0",
-	"IntervalStyle":                       "postgres",
-	"jit":                                 "off",
-	"lc_monetary":                         "C",
-	"lock_timeout":                        "10s",
-	"row_security":                        "off", // rather an error than a part of the table
-	"search_path":                         "",
-	"statement_timeout":                   "0",
-	"synchronous_commit":                  "local",
-	"TimeZone":                            "UTC",
+var printed = map[string]string{
+	"bytea_output":       "hex",
+	"client_encoding":    "UTF8",
+	"DateStyle":          "ISO",
+	"extra_float_digits": "3",
+	"IntervalStyle":      "postgres",
+	"lc_monetary":        "C",
+	"lock_timeout":       "10s",
+	"row_security":       "off", // rather an error than a part of the table
+	"search_path":        "",
+	"synchronous_commit": "local",
+	"TimeZone":           "UTC",
 }
 
 func connect(ctx context.Context, url, name string) (*pgx.Conn, error) {
@@ -402,12 +399,17 @@ func connect(ctx context.Context, url, name string) (*pgx.Conn, error) {
 	}
 	config.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	config.RuntimeParams["application_name"] = name
-	for setting, value := range pinned {
+	for setting, value := range printed {
 		config.RuntimeParams[setting] = value
 	}
+	pinned.Pin(config.RuntimeParams)
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
+	}
+	if err := pinned.Settle(ctx, conn); err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx))
+		return nil, err
 	}
 	// Text passes through as the database has it, as in capture.
 	if _, err := conn.Exec(ctx, `select pg_catalog.set_config('client_encoding', pg_catalog.current_setting('server_encoding'), false)`); err != nil {

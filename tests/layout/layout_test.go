@@ -27,7 +27,7 @@ var mayImport = map[string][]string{
 	"sequin/bridge/capture": {
 		"sequin/bridge/changelog", "sequin/bridge/pinned", "sequin/bridge/quote", "sequin/bridge/slot", "sequin/bridge/wal",
 	},
-	"sequin/bridge/backfill": {"sequin/bridge/changelog", "sequin/bridge/quote", "sequin/bridge/wal"},
+	"sequin/bridge/backfill": {"sequin/bridge/changelog", "sequin/bridge/pinned", "sequin/bridge/quote", "sequin/bridge/wal"},
 	"sequin/bridge": {
 		"sequin/bridge/backfill", "sequin/bridge/capture", "sequin/bridge/changelog", "sequin/bridge/pinned",
 		"sequin/bridge/schema", "sequin/bridge/upkeep",
