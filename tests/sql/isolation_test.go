@@ -31,13 +31,13 @@ func TestHangingDelivery(t *testing.T) {
 			began := time.Now()
 			pgtest.Eventually(t, 30*time.Second, func() error {
 				got += len(f.pop(`'c', 100`))
-				if time.Since(began) < time.Second {
+				if time.Since(began) < 5*time.Second {
 					atOnce = got
 				}
 				return wantAtLeast(got, manyGroups-1)
 			})
 			if atOnce < manyGroups*95/100 {
-				t.Errorf("%d of %d waiting groups went on within a second", atOnce, manyGroups-1)
+				t.Errorf("%d of %d waiting groups went on at once", atOnce, manyGroups-1)
 			}
 
 			// And those that come.
@@ -52,7 +52,7 @@ func TestHangingDelivery(t *testing.T) {
 					}
 					got++
 				}
-				if time.Since(began) < time.Second {
+				if time.Since(began) < 5*time.Second {
 					atOnce = got
 				}
 				return wantAtLeast(got, coming)

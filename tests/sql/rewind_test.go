@@ -171,7 +171,7 @@ func TestRewindErrors(t *testing.T) {
 		{`'c', to_time => '2001-01-01'`, "22023", fmt.Sprintf("seq %d, of 20", all[0]), "sequin.rewind('c', to_row"},
 		{fmt.Sprintf(`'c', to_seq => %d`, all[2]+1), "22023", fmt.Sprint(all[2]), "messages"},
 		{`'c', to_time => now() + interval '1 minute'`, "22023", "not come", "to_time"},
-		{`'c', to_row => '1'`, "0A000", "to_row", "to_seq"},
+		{`'c', to_row => 'one'`, "22023", "integer", "id"},
 		{`'d', to_seq => 1`, "42704", `"d"`, `"c"`},
 	} {
 		e := f.Error(`select sequin.rewind(` + test.args + `)`)
