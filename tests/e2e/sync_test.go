@@ -178,7 +178,7 @@ func testSync(t *testing.T, seed uint64) {
 	t.Logf("seed %d: mode %s, sort_column %s", seed, mode, sort)
 	db := pgtest.New(t)
 	db.Exec(`create table moving (id int primary key, step int not null, at int, note text); create index on moving (at, id)`)
-	db.Exec(`insert into moving select n, 0, nullif(n * 7919 % 1000, 0), repeat('x', n % 50) from generate_series(1, $1::int) n`, count)
+	db.Exec(`insert into moving select n, 0, nullif((n::bigint * 7919 % 1000)::int, 0), repeat('x', n % 50) from generate_series(1, $1::int) n`, count)
 	db.Exec(`analyze moving`)
 	if mode == "changes" {
 		db.Exec(`alter table moving replica identity full`)
