@@ -149,7 +149,9 @@ begin
       message = sqlerrm,
       hint = 'sequin.alter_consumer(name, filter => …, transform => …) gives it another.';
   end;
-  -- One by one. A block has no result: it leaves it in a setting of this transaction.
+  -- One by one. A block has no arguments and no result: settings of this transaction have them. (What selects the messages
+  -- may be long, and would be part of each error's context were it written in the block.)
+  perform set_config('sequin.evaluated', source, true);
   execute format('do %L', format($do$
 #variable_conflict use_column
 declare
@@ -159,7 +161,7 @@ declare
   _sequin_record jsonb;
   _sequin_result jsonb[] := '{}';
 begin
-  for _sequin_row in %s loop
+  for _sequin_row in execute current_setting('sequin.evaluated') loop
     begin
       _sequin_step := 'filter';
       select %s into _sequin_is_chosen
@@ -181,7 +183,7 @@ begin
   end loop;
   perform set_config('sequin.evaluated', array_to_json(_sequin_result)::text, true);
 end
-$do$, source, coalesce(filter.inlined, 'true'), v_frame, coalesce(transform.inlined, 'null::jsonb'), v_frame));
+$do$, coalesce(filter.inlined, 'true'), v_frame, coalesce(transform.inlined, 'null::jsonb'), v_frame));
   v_message := current_setting('sequin.evaluated');
   perform set_config('sequin.evaluated', '', true);
   return query
@@ -497,6 +499,8 @@ create or replace function sequin._decide_again(c sequin.consumer, seqs bigint[]
 returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
+-- Of a table that has just been filled the server expects a row or two, and would look through all for each.
+set enable_nestloop = off
 as $$
 declare
   v_seqs bigint[];
@@ -519,7 +523,9 @@ begin
     end if;
     with decided as materialized (
       select * from sequin._decide(c, v_route, format(
-        '(select * from sequin.dead_letter l where l.consumer_id = %s and l.seq = any (%L::bigint[])) l', c.id, v_seqs))
+        '(select l.* from unnest(%2$L::bigint[]) w(seq)'
+        ' cross join lateral (select * from sequin.dead_letter l where l.consumer_id = %1$s and l.seq = w.seq offset 0) l offset 0) l',
+        c.id, v_seqs))
     ), kept as (
       update sequin.dead_letter d
       set is_undecided = e.error is not null, error = coalesce(e.error, d.error),
@@ -530,7 +536,7 @@ begin
       returning d.seq
     )
     delete from sequin.dead_letter d
-    where d.consumer_id = c.id and d.seq = any (v_seqs) and not exists (select from decided e where e.seq = d.seq)
+    where d.consumer_id = c.id and d.seq = any (array(select unnest(v_seqs) except select e.seq from decided e))
       and (select count(*) from kept) >= 0;
   end loop;
 end $$;

@@ -80,7 +80,7 @@ func TestErrors(t *testing.T) {
 		{`select sequin.create_consumer('x', 'orders', filter => 'new.nope = 1')`, "42703", `consumer "x": filter: column new.nope does not exist at position 1`, ""},
 		{`select sequin.create_consumer('x', 'orders', filter => 'id = 1')`, "42703", `"id"`, "new.column"},
 		{`select sequin.create_consumer('x', 'orders', filter => 'new.id > ')`, "42601", `consumer "x": filter: syntax error at the end of it, at position 10`, ""},
-		{`select sequin.create_consumer('x', 'orders', filter => 'new.id >> > 1')`, "42601", "position", ""},
+		{`select sequin.create_consumer('x', 'orders', filter => 'new.id = ] 1')`, "42601", "at position 10", ""},
 		{`select sequin.create_consumer('x', 'orders', filter => 'new.id')`, "42804", "integer", ""},
 		{`select sequin.create_consumer('x', 'orders', filter => '')`, "42601", "filter", ""},
 		{`select sequin.create_consumer('x', 'orders', transform => 'new.id')`, "42804", `consumer "x": transform: it is of type integer`, "jsonb"},
