@@ -235,7 +235,7 @@ func TestAlterUnderWay(t *testing.T) {
 		go func() {
 			var mine []int64
 			defer func() { seen <- mine }()
-			for empty := 0; empty < 50; {
+			for empty := 0; empty < 250; { // a few seconds: on a busy machine alter_consumer takes long
 				got := f.receiveIn(worker, `'c', 9, '20 ms'`)
 				if len(got) == 0 {
 					empty++
