@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"reflect"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -139,6 +140,7 @@ func testRandomDelivery(t *testing.T, seed uint64) {
 	running.Wait()
 
 	c := &check{t: t, bySeq: map[int64]*message{}, dead: dead, isRows: mode == "rows", limit: limit}
+	c.maxTries, _ = strconv.Atoi(maxDeliver)
 	readLog(t, db, c, groupOf)
 	c.run(h)
 	folded := c.fold()

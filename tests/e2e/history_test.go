@@ -97,6 +97,7 @@ type check struct {
 	dead     map[int64]bool // have been dead letters
 	isRows   bool
 	limit    int // max_ack_pending
+	maxTries int // max_deliver; 0: without end
 
 	of       map[*delivery][]*settlement
 	failures int
@@ -241,6 +242,14 @@ func (c *check) isSettled(m *message, by *delivery) bool {
 	}
 	for _, s := range m.settlements {
 		if (s.kind == acked || s.kind == popped) && s.count > 0 && s.asked.Before(by.given) && (s.tx.isCommitted || s.tx == by.tx) {
+			return true
+		}
+	}
+	// Given up in a transaction that was rolled back, and that went on before.
+	for _, s := range m.settlements {
+		if s.kind == nacked && s.count > 0 && s.tx == by.tx && s.asked.Before(by.given) && slices.ContainsFunc(s.deliveries, func(d *delivery) bool {
+			return d.seq == m.seq && c.maxTries > 0 && d.count >= c.maxTries
+		}) {
 			return true
 		}
 	}

@@ -214,9 +214,13 @@ func TestFrozenBridgeIsFenced(t *testing.T) {
 		w.audit.Large(20_000)
 		_ = w.bridge.Cmd.Process.Signal(syscall.SIGSTOP)
 		other.AwaitLog("msg=capturing")
-		if n := pgtest.Value[int](w.db, `select count(*) from pg_stat_activity where application_name like 'sequin log writer%'`); n != 1 {
-			t.Errorf("%d log writers are connected", n)
-		}
+		// The server takes a moment to end the other's.
+		pgtest.Eventually(t, 10*time.Second, func() error {
+			if n := pgtest.Value[int](w.db, `select count(*) from pg_stat_activity where application_name like 'sequin log writer%'`); n != 1 {
+				return fmt.Errorf("%d log writers are connected", n)
+			}
+			return nil
+		})
 		_ = w.bridge.Cmd.Process.Signal(syscall.SIGCONT)
 		w.bridge.AwaitLog("standing by")
 		frozen := w.bridge
