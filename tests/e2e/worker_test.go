@@ -126,6 +126,9 @@ func (w *worker) transact() {
 		if name == "receive" && len(b.deliveries) > 0 && w.pick(80) {
 			w.speak(b.deliveries, same)
 		}
+		if w.conn == nil {
+			break // 40001, in a stricter isolation level
+		}
 	}
 	if w.conn == nil {
 		tx.ending = time.Now()
