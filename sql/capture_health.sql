@@ -96,7 +96,7 @@ begin
     from sequin.source_table t
     join pg_class c on c.oid = t.relation_oid
     left join pg_inherits i on i.inhrelid = c.oid and c.relispartition
-    where t.source_id = source.id and exists (select from sequin.stream_table st where st.table_id = t.id)
+    where t.source_id = source.id and sequin._is_captured(t.id)
       and (c.relispartition or c.relkind = 'r' and not sequin._has_replica_identity(c.oid))
     order by t.id;
 end $$;

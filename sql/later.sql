@@ -11,7 +11,6 @@ begin
     hint = 'select sequin.version(); shows which this is; the changelog says what is in each.';
 end $$;
 
-
 create or replace function sequin.create_webhook(
   name text,
   stream text,

@@ -43,38 +43,6 @@ begin
   return sequin._pipeline(name);
 end $$;
 
--- Whether a table's changes are wanted: a stream or a pipeline has it.
-create or replace function sequin._is_captured(table_id int)
-returns boolean
-language sql
-stable
-set search_path = pg_catalog, pg_temp
-as $$
-  select exists (select from sequin.stream_table t where t.table_id = $1)
-      or exists (select from sequin.pipeline p where p.table_id = $1)
-$$;
-
--- Takes the tables of a source that nothing needs any more out of its publication.
-create or replace function sequin._unpublish(source_id int)
-returns void
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_table record;
-begin
-  for v_table in
-    select t.relation_oid, p.pubname
-    from sequin.source_table t
-    join sequin.source s on s.id = t.source_id
-    join pg_publication p on p.pubname = s.publication_name
-    join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = t.relation_oid
-    where t.source_id = _unpublish.source_id and not sequin._is_captured(t.id)
-  loop
-    execute format('alter publication %I drop table %s', v_table.pubname, sequin._table_name(v_table.relation_oid));
-  end loop;
-end $$;
-
 -- Checks a pipeline's options, whether it is about to be created or altered. 22023 names the bad one.
 create or replace function sequin._check_pipeline(p sequin.pipeline)
 returns void
@@ -212,6 +180,7 @@ begin
   on conflict (source_id, relation_oid) do update
     set schema_name = excluded.schema_name, table_name = excluded.table_name, key_columns = excluded.key_columns
   returning id into v_new.table_id;
+  perform sequin._note_published(v_source, source_relation);
   perform sequin._check_circle(v_new);
   if retention is not null then
     perform sequin._make_partitions(event_relation, sequin._partition_width(retention), array[now()]);

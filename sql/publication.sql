@@ -2,6 +2,17 @@
 -- in it, is still the one that was made has to be looked at again and again: 12 to 17 end the stream where it is gone,
 -- 18 leaves the changes out with a warning, and where it is made anew, or a table is put back, all looks well again.
 
+-- Whether a table's changes are wanted: a stream or a pipeline has it.
+create or replace function sequin._is_captured(table_id int)
+returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select exists (select from sequin.stream_table t where t.table_id = $1)
+      or exists (select from sequin.pipeline p where p.table_id = $1)
+$$;
+
 -- What is wrong with the publication of a source of this database; null: nothing.
 create or replace function sequin._publication_fault(source sequin.source)
 returns text
@@ -18,7 +29,7 @@ as $$
   left join pg_publication p on p.pubname = source.publication_name
 $$;
 
--- Remembers a table's place in the publication, unless a stream has it already: then that stream's is what counts.
+-- Remembers a table's place in the publication, unless it is captured already: then the place it had is what counts.
 create or replace function sequin._note_published(source sequin.source, relation oid)
 returns void
 language sql
@@ -29,8 +40,29 @@ as $$
     select r.oid from pg_publication p join pg_publication_rel r on r.prpubid = p.oid
     where p.pubname = source.publication_name and r.prrelid = relation)
   where t.source_id = source.id and t.relation_oid = relation
-    and not exists (select from sequin.stream_table st where st.table_id = t.id)
+    and not sequin._is_captured(t.id)
 $$;
+
+-- Takes the tables of a source that nothing needs any more out of its publication.
+create or replace function sequin._unpublish(source_id int)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_table record;
+begin
+  for v_table in
+    select t.relation_oid, p.pubname
+    from sequin.source_table t
+    join sequin.source s on s.id = t.source_id
+    join pg_publication p on p.pubname = s.publication_name
+    join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = t.relation_oid
+    where t.source_id = _unpublish.source_id and not sequin._is_captured(t.id)
+  loop
+    execute format('alter publication %I drop table %s', v_table.pubname, sequin._table_name(v_table.relation_oid));
+  end loop;
+end $$;
 
 -- The bridge looks every few seconds, and before it begins. Tables that are out of the publication are taken note of, and
 -- become gaps when they are back: no other table waits for that.
@@ -56,7 +88,7 @@ begin
     join pg_class c on c.oid = t.relation_oid
     left join pg_publication_rel r on r.prpubid = v_source.publication_oid and r.prrelid = t.relation_oid
     where t.source_id = v_source.id
-      and exists (select from sequin.stream_table st where st.table_id = t.id)
+      and sequin._is_captured(t.id)
       and (r.oid is distinct from t.publication_rel_oid or t.unpublished_lsn is not null)
     order by t.id
   loop
@@ -83,7 +115,7 @@ comment on function sequin.bridge_publication(int) is
 'For the bridge: looks whether the publication, and each table in it, is still the one that was made. Returns what is
 wrong with the publication; null: nothing. A table that was out of it for a while becomes a gap.';
 
--- Makes the publication again, with the tables of all streams, after a gap was accepted. A table that cannot be published
+-- Makes the publication again, with all tables that are captured, after a gap was accepted. A table that cannot be published
 -- any more keeps no other from it: health() names it.
 create or replace function sequin.bridge_republish(source_id int)
 returns bigint
@@ -114,7 +146,7 @@ begin
     select t.id, t.relation_oid
     from sequin.source_table t
     join pg_class c on c.oid = t.relation_oid
-    where t.source_id = v_source.id and exists (select from sequin.stream_table st where st.table_id = t.id)
+    where t.source_id = v_source.id and sequin._is_captured(t.id)
     order by t.id
   loop
     if not exists (
@@ -136,8 +168,8 @@ begin
   return v_count;
 end $$;
 comment on function sequin.bridge_republish(int) is
-'For the bridge, after a gap was accepted: makes the publication again where it is missing, and puts the tables of all
-streams into it. Returns how many it has put in.';
+'For the bridge, after a gap was accepted: makes the publication again where it is missing, and puts all tables that are
+captured into it. Returns how many it has put in.';
 
 -- A transaction that the server cannot send: it fails at the same place again and again, and the slot with it. On record
 -- as a gap of that one transaction, to be accepted before the bridge goes past it.

@@ -157,8 +157,8 @@ begin
        join pg_publication_rel r on r.prpubid = p.oid
        where p.pubname = source.publication_name and r.prrelid = relation) then
     if exists (
-         select from sequin.source_table t join sequin.stream_table st on st.table_id = t.id
-         where t.source_id = source.id and t.relation_oid = relation) then
+         select from sequin.source_table t
+         where t.source_id = source.id and t.relation_oid = relation and sequin._is_captured(t.id)) then
       return;
     end if;
     -- Somebody else has put it there, and a bridge that runs passes over it. It looks again when it is told anew what the

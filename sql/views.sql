@@ -92,4 +92,3 @@ sequin.redrive(consumer, seqs) puts them back.';
 create or replace view sequin.webhooks as
 select null::int as id, null::text as name, null::text as stream, null::text as url, null::text as state where false;
 comment on view sequin.webhooks is 'Webhooks: not in this version, and so always empty.';
-
