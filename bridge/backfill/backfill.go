@@ -377,31 +377,23 @@ func isLater(err error) bool {
 	return errors.As(err, &pgErr) && (pgErr.Code == pgerrcode.LockNotAvailable || pgErr.Code == pgerrcode.DeadlockDetected)
 }
 
-// pinned are the settings that values are printed under, as for the slot: a row is the same in either.
-var printed = map[string]string{
-	"bytea_output":       "hex",
-	"client_encoding":    "UTF8",
-	"DateStyle":          "ISO",
-	"extra_float_digits": "3",
-	"IntervalStyle":      "postgres",
-	"lc_monetary":        "C",
-	"lock_timeout":       "10s",
-	"row_security":       "off", // rather an error than a part of the table
-	"search_path":        "",
-	"synchronous_commit": "local",
-	"TimeZone":           "UTC",
-}
-
+// connect opens a connection on which a row is printed as the slot prints it.
 func connect(ctx context.Context, url, name string) (*pgx.Conn, error) {
 	config, err := pgx.ParseConfig(url)
 	if err != nil {
 		return nil, err
 	}
 	config.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
-	config.RuntimeParams["application_name"] = name
-	for setting, value := range printed {
+	for setting, value := range map[string]string{
+		"application_name":   name,
+		"client_encoding":    "UTF8",
+		"lock_timeout":       "10s",
+		"row_security":       "off", // rather an error than a part of the table
+		"synchronous_commit": "local",
+	} {
 		config.RuntimeParams[setting] = value
 	}
+	pinned.Print(config.RuntimeParams)
 	pinned.Pin(config.RuntimeParams)
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {

@@ -256,12 +256,17 @@ var errPublication = errors.New("the publication is not the one that was capture
 
 // checkPublication looks whether the publication is still the one that was made: 18 goes on without it.
 func (s *session) checkPublication(ctx context.Context, conn *pgx.Conn) error {
-	var fault *string
-	if err := conn.QueryRow(ctx, `select sequin.bridge_publication($1)`, s.sourceID).Scan(&fault); err != nil {
-		return fmt.Errorf("look at the publication: %w", err)
+	fault, err := s.publicationFault(ctx, conn)
+	if err == nil && fault != "" {
+		err = fmt.Errorf("%w: %s", errPublication, fault)
 	}
-	if fault != nil {
-		return fmt.Errorf("%w: %s", errPublication, *fault)
+	return err
+}
+
+// publicationFault says what is wrong with the publication; nothing, where it is the one that was made.
+func (s *session) publicationFault(ctx context.Context, conn *pgx.Conn) (fault string, err error) {
+	if err := conn.QueryRow(ctx, `select coalesce(sequin.bridge_publication($1), '')`, s.sourceID).Scan(&fault); err != nil {
+		return "", fmt.Errorf("look at the publication: %w", err)
 	}
-	return nil
+	return fault, nil
 }

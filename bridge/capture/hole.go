@@ -59,14 +59,11 @@ func (s *session) findHole(ctx context.Context, src source, state slot.State, id
 	case !state.IsActive && state.ConfirmedLSN > max(src.applied, src.horizon):
 		return &hole{hasSlot: true, reason: fmt.Sprintf("slot %q begins at %s: it was made anew, or moved by another", s.slotName, state.ConfirmedLSN)}, nil
 	}
-	var fault *string
-	if err := s.catalog.QueryRow(ctx, `select sequin.bridge_publication($1)`, src.id).Scan(&fault); err != nil {
-		return nil, fmt.Errorf("look at publication %s: %w", src.publication, err)
+	fault, err := s.publicationFault(ctx, s.catalog)
+	if err != nil || fault == "" {
+		return nil, err
 	}
-	if fault != nil {
-		return &hole{reason: *fault}, nil
-	}
-	return nil, nil
+	return &hole{reason: fault}, nil
 }
 
 // leftAt returns where a server's history has left a timeline for the next on the way to its own; 0 where it was never on it.

@@ -66,19 +66,14 @@ func (c *Capture) isStuck(commitLSN pglogrepl.LSN) bool {
 	return c.stuck.commitLSN == commitLSN && c.stuck.count >= enough-1
 }
 
-// goPast opens a connection for overcome.
+// goPast goes past the transaction at which the server fails, once everything before it is in the log and somebody has
+// said so. Until then it returns a refusal.
 func (c *Capture) goPast(ctx context.Context, sourceID int32) error {
 	conn, err := pinned.Connect(ctx, c.config.DatabaseURL, "sequin catalog", "UTF8")
 	if err != nil {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	return c.overcome(ctx, conn, sourceID)
-}
-
-// overcome goes past the transaction at which the server fails, once everything before it is in the log and somebody has
-// said so. Until then it returns a refusal.
-func (c *Capture) overcome(ctx context.Context, conn *pgx.Conn, sourceID int32) error {
 	isAccepted, err := c.isGivenUp(ctx, conn, sourceID)
 	if err != nil {
 		return err

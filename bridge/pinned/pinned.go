@@ -31,6 +31,23 @@ func Pin(params map[string]string) {
 	}
 }
 
+// Print puts the settings into it that values are printed under, so that their text means one thing, whatever the database
+// or the role says, and a row is the same however it was read. An empty search_path has names in values (of regclass, say)
+// printed with their schema.
+func Print(params map[string]string) {
+	for setting, value := range map[string]string{
+		"bytea_output":       "hex",
+		"DateStyle":          "ISO",
+		"extra_float_digits": "3",
+		"IntervalStyle":      "postgres",
+		"lc_monetary":        "C",
+		"search_path":        "",
+		"TimeZone":           "UTC",
+	} {
+		params[setting] = value
+	}
+}
+
 // Settings pins those that not every version has, and has the server notice within minutes that a bridge has vanished: what
 // that has left open would hold on to what it has locked.
 const Settings = `

@@ -20,20 +20,6 @@ import (
 	"sequin/bridge/quote"
 )
 
-// printed are the settings that values are printed under, so that their text means one thing, whatever the database or
-// the role says. An empty search_path has names in values (of regclass, say) printed with their schema.
-var printed = map[string]string{
-	"application_name":   "sequin bridge",
-	"bytea_output":       "hex",
-	"DateStyle":          "ISO",
-	"extra_float_digits": "3",
-	"IntervalStyle":      "postgres",
-	"lc_monetary":        "C",
-	"replication":        "database",
-	"search_path":        "",
-	"TimeZone":           "UTC",
-}
-
 const readBuffer = 256 << 10
 
 // Conn is a replication connection.
@@ -63,10 +49,10 @@ func Connect(ctx context.Context, databaseURL, encoding string, notice func(*pgc
 	if err != nil {
 		return nil, err
 	}
-	for name, value := range printed {
-		config.RuntimeParams[name] = value
-	}
+	config.RuntimeParams["application_name"] = "sequin bridge"
 	config.RuntimeParams["client_encoding"] = encoding
+	config.RuntimeParams["replication"] = "database"
+	pinned.Print(config.RuntimeParams)
 	pinned.Pin(config.RuntimeParams)
 	heard := &ear{}
 	config.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) { notice(n) }

@@ -138,7 +138,7 @@ func (b *bench) latencyBeside(ctx context.Context, s *source) error {
 		if err := group.Wait(); err != nil {
 			return 0, err
 		}
-		_, p99 := a.quantiles()
+		_, p99, _ := a.quantiles()
 		return p99, nil
 	}
 	return b.compare(ctx, "backfill.live_p99", "ms",

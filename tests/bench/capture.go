@@ -12,23 +12,13 @@ import (
 // runCapture lets the bridge, and a subscription in a second database, catch up with the same work, each from a slot of
 // its own. The clock runs from when the slot is read until the last row is committed on the other side.
 func runCapture(ctx context.Context, b *bench) error {
-	s, err := b.source(ctx, "capture", "create publication bench for table orders",
-		"select pg_create_logical_replication_slot('bench_native', 'pgoutput')")
-	if err != nil {
-		return err
-	}
-	defer s.drop()
-	native, drop, err := b.subscription(ctx, s)
+	s, native, drop, err := b.sourceBesideNative(ctx, "capture")
 	if err != nil {
 		return err
 	}
 	defer drop()
-	for _, work := range []struct {
-		name  string
-		rows  int
-		isOne bool
-	}{{"capture.one_transaction", b.size(500_000), true}, {"capture.one_row_transactions", b.size(100_000), false}} {
-		if err := b.compareOn(ctx, work.name, "rows/s",
+	for _, work := range b.backlogs() {
+		if err := b.compareOn(ctx, "capture."+work.name, "rows/s",
 			func(ctx context.Context) error { return s.write(ctx, work.rows, work.isOne) },
 			side{"sequin", func(ctx context.Context) (float64, error) { return b.captureRate(ctx, s, work.rows) }},
 			side{"native", func(ctx context.Context) (float64, error) { return native.rate(ctx, work.rows) }}); err != nil {
@@ -36,6 +26,38 @@ func runCapture(ctx context.Context, b *bench) error {
 		}
 	}
 	return nil
+}
+
+// backlogs are what there is to catch up with.
+func (b *bench) backlogs() []struct {
+	name  string
+	rows  int
+	isOne bool // in one transaction
+} {
+	return []struct {
+		name  string
+		rows  int
+		isOne bool
+	}{{"one_transaction", b.size(500_000), true}, {"one_row_transactions", b.size(100_000), false}}
+}
+
+// sourceBesideNative makes a source, and a subscription to its table with a slot of its own. It returns how to drop both.
+func (b *bench) sourceBesideNative(ctx context.Context, name string, statements ...string) (*source, *subscription, func(), error) {
+	s, err := b.source(ctx, name, append([]string{
+		"create publication bench for table orders", "select pg_create_logical_replication_slot('bench_native', 'pgoutput')",
+	}, statements...)...)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	native, drop, err := b.subscription(ctx, s)
+	if err != nil {
+		s.drop()
+		return nil, nil, nil, err
+	}
+	return s, native, func() {
+		drop()
+		s.drop()
+	}, nil
 }
 
 // subscription is PostgreSQL's own: it applies the source's table to a second database of the same server.

@@ -20,27 +20,23 @@ func newArrivals(rows int) arrivals {
 	return arrivals{make([]time.Time, rows+1), make([]time.Time, rows+1)}
 }
 
-// latencies returns how long each took, in milliseconds, the shortest first.
-func (a arrivals) latencies() []float64 {
+// quantiles returns how long it took, in milliseconds.
+func (a arrivals) quantiles() (p50, p99, longest float64) {
 	var latencies []float64
 	for id := 1; id < len(a.committed); id++ {
 		latencies = append(latencies, max(a.arrived[id].Sub(a.committed[id]).Seconds()*1000, 0))
 	}
 	slices.Sort(latencies)
-	return latencies
-}
-
-func (a arrivals) quantiles() (p50, p99 float64) {
-	l := a.latencies()
-	return l[len(l)/2], l[len(l)*99/100]
+	n := len(latencies)
+	return latencies[n/2], latencies[n*99/100], latencies[n-1]
 }
 
 // print prints how long it took.
 func (a arrivals) print(name string) (p50, p99 float64) {
-	p50, p99 = a.quantiles()
+	p50, p99, longest := a.quantiles()
 	print(name+".p50", p50, "ms")
 	print(name+".p99", p99, "ms")
-	print(name+".max", slices.Max(a.latencies()), "ms")
+	print(name+".max", longest, "ms")
 	return p50, p99
 }
 
@@ -63,13 +59,7 @@ func runLatency(ctx context.Context, b *bench) error {
 // runLatencyNative does so at 1,000 a second, and then lets a subscription in a second database have the same: there a
 // trigger notes when the row is written, which is shortly before it can be seen.
 func runLatencyNative(ctx context.Context, b *bench) error {
-	s, err := b.source(ctx, "latency_native", "select sequin.create_consumer('bench', 'orders')",
-		"create publication bench for table orders", "select pg_create_logical_replication_slot('bench_native', 'pgoutput')")
-	if err != nil {
-		return err
-	}
-	defer s.drop()
-	native, drop, err := b.subscription(ctx, s)
+	s, native, drop, err := b.sourceBesideNative(ctx, "latency_native", "select sequin.create_consumer('bench', 'orders')")
 	if err != nil {
 		return err
 	}

@@ -30,24 +30,14 @@ func runPipeline(ctx context.Context, b *bench) error {
 }
 
 func (b *bench) runPipelineCapture(ctx context.Context) error {
-	s, err := b.source(ctx, "pipeline", "create publication bench for table orders",
-		"select pg_create_logical_replication_slot('bench_native', 'pgoutput')",
+	s, native, drop, err := b.sourceBesideNative(ctx, "pipeline",
 		"select sequin.create_consumer('one', 'orders'), sequin.create_consumer('two', 'orders')",
 		"select sequin.create_pipeline('orders', 'orders', 'orders_events')")
 	if err != nil {
 		return err
 	}
-	defer s.drop()
-	native, drop, err := b.subscription(ctx, s)
-	if err != nil {
-		return err
-	}
 	defer drop()
-	for _, work := range []struct {
-		name  string
-		rows  int
-		isOne bool
-	}{{"one_transaction", b.size(500_000), true}, {"one_row_transactions", b.size(100_000), false}} {
+	for _, work := range b.backlogs() {
 		// Up to the last row in the log; and, apart, up to the last event.
 		for _, upto := range []struct {
 			name  string

@@ -42,26 +42,14 @@ func run(t *testing.T, db *pgtest.DB, cmd *exec.Cmd) {
 	}
 }
 
-// python returns the system's Python, for which Debian has the packages, if it has these modules.
-func python(t *testing.T, modules ...string) string {
-	t.Helper()
-	for _, path := range []string{"/usr/bin/python3", "python3"} {
-		if exec.Command(path, "-c", "import "+strings.Join(modules, ", ")).Run() == nil {
-			return path
-		}
-	}
-	t.Skipf("Python has no %s", strings.Join(modules, ", "))
-	return ""
-}
-
 func TestPsycopg(t *testing.T) {
-	path := python(t, "psycopg")
+	path := pgtest.Python(t, "psycopg")
 	db := setup(t)
 	run(t, db, exec.Command(path, "worker_psycopg.py"))
 }
 
 func TestSQLAlchemy(t *testing.T) {
-	path := python(t, "sqlalchemy", "psycopg2")
+	path := pgtest.Python(t, "sqlalchemy", "psycopg2")
 	db := setup(t)
 	run(t, db, exec.Command(path, "worker_sqlalchemy.py"))
 }

@@ -59,6 +59,10 @@ func TestUnpublished(t *testing.T) {
 				if pgtest.Value[int](db, `select count(*) from sequin.source_table t join pg_publication_rel r on r.oid = t.publication_rel_oid`) != 1 {
 					return fmt.Errorf("it is not published")
 				}
+				// A slot that is made anew begins after the publication is back.
+				if pgtest.Value[int](db, `select count(*) from sequin.gap where to_lsn is not null`) != 1 {
+					return fmt.Errorf("the gap has no end")
+				}
 				return nil
 			})
 			db.Exec(`insert into orders values (3)`)

@@ -80,18 +80,6 @@ func (p *program) kill() {
 	_ = p.cmd.Wait()
 }
 
-// python returns the system's Python, for which Debian has the packages, if it has these modules.
-func python(t *testing.T, modules ...string) string {
-	t.Helper()
-	for _, path := range []string{"/usr/bin/python3", "python3"} {
-		if exec.Command(path, "-c", "import "+strings.Join(modules, ", ")).Run() == nil {
-			return path
-		}
-	}
-	t.Skipf("Python has no %s", strings.Join(modules, ", "))
-	return ""
-}
-
 // redis starts a server of the test's own, on a port that is free, and returns its URL and how to ask it.
 func redis(t *testing.T) (string, func(args ...string) string) {
 	t.Helper()
@@ -130,7 +118,7 @@ func redis(t *testing.T) (string, func(args ...string) string) {
 // A cache that has every row as it is, from the first on, whatever happens to its worker.
 func TestCache(t *testing.T) {
 	t.Parallel()
-	path := python(t, "psycopg", "redis")
+	path := pgtest.Python(t, "psycopg", "redis")
 	url, ask := redis(t)
 	inREADME(t, "cache_redis.py")
 	db := products(t)
@@ -160,7 +148,7 @@ func TestCache(t *testing.T) {
 // A table in another database, kept by somebody who only reads.
 func TestCopy(t *testing.T) {
 	t.Parallel()
-	path := python(t, "psycopg")
+	path := pgtest.Python(t, "psycopg")
 	inREADME(t, "copy_table.py")
 	db, target := products(t), pgtest.Empty(t)
 	target.Exec(`
