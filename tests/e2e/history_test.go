@@ -26,6 +26,13 @@ type transaction struct {
 	ended       time.Time // and is over
 }
 
+// failed takes note that the server has ended a transaction, with a statement that was asked for then.
+func (tx *transaction) failed(asked time.Time) {
+	if !tx.isCommitted {
+		tx.ending = asked
+	}
+}
+
 // delivery is a message handed to a worker.
 type delivery struct {
 	seq   int64

@@ -131,8 +131,7 @@ func (w *worker) transact() {
 		}
 	}
 	if w.conn == nil {
-		tx.ending = time.Now()
-		tx.ended = tx.ending
+		tx.ended = time.Now() // it began to end with what failed
 		return
 	}
 	tx.ending = time.Now()
@@ -258,6 +257,7 @@ func (w *worker) receive(tx *transaction, name string, mayWait bool) *batch {
 		err = rows.Err()
 	}
 	if err != nil {
+		tx.failed(asked)
 		w.fail(err)
 		return nil
 	}
@@ -288,6 +288,7 @@ func (w *worker) settle(tx *transaction, kind settlementKind, deliveries []*deli
 	}
 	err := w.conn.QueryRow(context.Background(), fmt.Sprintf(`select sequin.%s($1, $2%s)`, kind, args), w.consumer, ids).Scan(&s.count)
 	if err != nil {
+		tx.failed(s.asked)
 		w.fail(err)
 		return
 	}
