@@ -85,13 +85,26 @@ func NewIn(t testing.TB, options string) *DB {
 func Attach(t testing.TB, c *localpg.Cluster, name string) *DB {
 	t.Helper()
 	db := &DB{TB: t, Cluster: c, Name: name, URL: c.URL(name)}
-	pool, err := pgxpool.New(context.Background(), db.URL)
+	db.Pool = newPool(t, db.URL)
+	t.Cleanup(db.Pool.Close)
+	return db
+}
+
+// newPool returns a pool that looks at each connection before it lends it: tests stop servers, also faster than the
+// second that a pool takes a connection to be whole for.
+func newPool(t testing.TB, url string) *pgxpool.Pool {
+	t.Helper()
+	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		t.Fatal(err)
 	}
-	db.Pool = pool
-	t.Cleanup(pool.Close)
-	return db
+	config.MaxConns = 16
+	config.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return true }
+	pool, err := pgxpool.NewWithConfig(context.Background(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pool
 }
 
 // Discard returns a log that nobody reads.
@@ -102,11 +115,7 @@ func create(t testing.TB, c *localpg.Cluster, options string) *DB {
 	db := &DB{TB: t, Cluster: c, Name: fmt.Sprintf("test_%d", databases.Add(1))}
 	db.URL = c.URL(db.Name)
 	admin(t, c, "create database "+db.Name+options)
-	pool, err := pgxpool.New(context.Background(), db.URL+"&pool_max_conns=16")
-	if err != nil {
-		t.Fatal(err)
-	}
-	db.Pool = pool
+	db.Pool = newPool(t, db.URL)
 	t.Cleanup(db.drop)
 	return db
 }
