@@ -380,6 +380,18 @@ begin
         v_lanes := v_survey.lanes;
         v_limits := v_survey.limits;
       end if;
+      v_has_moved := v_is_deep;
+      -- Nearly caught up, a batch is a few messages of each of several lanes.
+      if cardinality(v_lanes) > 1 and v_route is not null and not v_is_tight and not v_is_strict then
+        return query select * from sequin._take_lanes(v_id, consumer, v_route, v_lanes, v_limits, v_left, v_quota, v_is_rows, v_ack_wait);
+        get diagnostics v_count = row_count;
+        if v_count > 0 then
+          v_left := v_left - v_count;
+          v_has_moved := true;
+          v_misses := 0;
+          exit when v_survey.is_all and v_count = (select sum(l) from unnest(v_limits) l);
+        end if;
+      end if;
       if v_permits is null and v_is_tight then
         v_permits := sequin._permits(v_consumer, least(v_left, (select sum(l) from unnest(v_limits) l))::int);
       elsif v_permits is null and v_left > v_quota then
@@ -387,7 +399,6 @@ begin
       end if;
       exit when v_is_tight and v_permits = '{}';
 
-      v_has_moved := v_is_deep;
       for v_i in 1..cardinality(v_lanes) loop
         v_lane := v_lanes[v_i];
         v_limit := least(v_limits[v_i], v_left, v_quota + v_size * coalesce(cardinality(v_permits), 0));
@@ -471,13 +482,21 @@ begin
         v_left := v_left - v_count;
         if v_count > 0 then v_misses := 0; end if;
       end loop;
-      -- Others were quicker, everywhere: what was found is theirs.
-      exit when not v_has_moved;
+      -- Others were quicker, everywhere: what was found is theirs. Or it was all there is.
+      exit when not v_has_moved or v_survey.is_all and v_left < batch_size and not v_is_deep;
     end loop;
 
     exit when v_left < batch_size or v_deadline is null or clock_timestamp() >= v_deadline;
-    perform pg_sleep(least(coalesce(v_pause, 0.001), extract(epoch from v_deadline - clock_timestamp())));
-    v_pause := least(coalesce(v_pause, 0.001) * 1.1, 0.01);
+    -- Where nothing is waiting, a look at the log's end says whether it is worth another survey; and now and
+    -- then there is one anyway: a consumer may be altered, or sent back.
+    v_pause := coalesce(v_pause, case when v_survey.seen is null then 0.001 else 0.0005 end);
+    loop
+      perform pg_sleep(least(v_pause, extract(epoch from v_deadline - clock_timestamp())));
+      v_pause := least(v_pause * 1.1, 0.01);
+      exit when v_survey.seen is null or clock_timestamp() >= least(v_deadline, v_at + interval '50 milliseconds')
+        or sequin._is_after(v_consumer.reads, v_consumer.routes, v_consumer.feed_id, v_survey.seen)
+        or exists (select from sequin.delivery d where d.consumer_id = v_id and d.due_at <= clock_timestamp());
+    end loop;
   end loop;
 end $$;
 comment on function sequin.receive(text, int, interval, interval) is
@@ -495,6 +514,96 @@ paused. Rolled back, it was never received.
 
 Errors: 42704 unknown consumer, 22023 bad argument, 42501 not the caller''s, 25006 read only transaction or replica,
 55000 wait above 0 in a stricter isolation level than read committed, 40001 try again (stricter isolation only).';
+
+-- Whether a consumer that reads this has something after a seq.
+create or replace function sequin._is_after(reads text, routes int[], feed_id int, seq bigint)
+returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if reads = 'feed' then
+    return exists (
+      select from sequin.feed_progress p where p.feed_id = _is_after.feed_id and p.seq > _is_after.seq and p.lanes <> 0);
+  end if;
+  return exists (
+    select from unnest(routes) r(id)
+    cross join lateral (select from sequin.log l where l.route_id = r.id and l.seq > _is_after.seq limit 1) l);
+end $$;
+
+-- Takes messages from the first of these lanes, so many of each and max_rows in all, where they are free and plain: as
+-- receive does from one. The others are left as they are.
+create or replace function sequin._take_lanes(
+  consumer_id int, consumer text, route int, lanes smallint[], limits int[], max_rows int, quota int, is_rows boolean,
+  ack_wait interval
+)
+returns table (
+  ack_id bigint, seq bigint, action text, table_schema text, table_name text, record_pk text, record jsonb,
+  changes jsonb, committed_at timestamptz, deliver_count int, metadata jsonb
+)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_lanes smallint[];
+  v_prevs bigint[];
+  v_froms bigint[];
+  v_tos bigint[];
+  v_counts int[];
+  v_is_mine boolean[];
+  v_turns bigint[];
+begin
+  select array_agg(s.lane order by s.lane), array_agg(s.turn order by s.lane), array_agg(s.upto_seq order by s.lane),
+         array_agg(l.last_seq order by s.lane), array_agg(l.n order by s.lane)
+    into v_lanes, v_prevs, v_froms, v_tos, v_counts
+  from (
+    select n.lane, n.max_count, sum(n.max_count) over (order by n.place) as total
+    from unnest(lanes, limits) with ordinality n(lane, max_count, place)) n
+  cross join lateral (
+    select s.lane, s.turn, s.upto_seq, s.lease, s.held, s.tracked
+    from sequin.lane s where s.consumer_id = _take_lanes.consumer_id and s.lane = n.lane order by s.prev desc limit 1) s
+  cross join lateral (
+    select max(l.seq) as last_seq, count(*)::int as n
+    from (
+      select l.seq, l.action, l.group_hash from sequin.log l
+      where l.route_id = route and l.lane = s.lane and l.seq > s.upto_seq and l.seq < sequin._segment_end(s.upto_seq)
+      order by l.seq
+      limit n.max_count) l
+    having bool_and(l.action in ('i', 'u', 'd', 'r')) and (not is_rows or count(distinct l.group_hash) = count(*))) l
+  where n.total <= max_rows and n.max_count <= quota and s.lease is null and s.held = 0 and s.tracked = 0;
+  if v_lanes is null then
+    return;
+  end if;
+  v_is_mine := array(
+    select pg_try_advisory_xact_lock(sequin._lane_key(consumer, n.lane))
+    from unnest(v_lanes) with ordinality n(lane, place) order by n.place);
+  v_turns := array(select nextval('sequin.turn') from generate_series(1, cardinality(v_lanes)));
+  return query
+    with taken as (
+      insert into sequin.lane (
+        consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed, lease, leased_at, leased_until, out_count)
+      select _take_lanes.consumer_id, n.lane, n.prev, n.turn, n.from_seq, n.to_seq, s.passed + n.n,
+             n.turn, clock_timestamp(), clock_timestamp() + _take_lanes.ack_wait, n.n
+      from unnest(v_lanes, v_prevs, v_turns, v_froms, v_tos, v_counts, v_is_mine) n(lane, prev, turn, from_seq, to_seq, n, is_mine)
+      cross join lateral (
+        select s.turn, s.passed from sequin.lane s
+        where s.consumer_id = _take_lanes.consumer_id and s.lane = n.lane order by s.prev desc limit 1) s
+      where n.is_mine and s.turn = n.prev and exists (
+        select from sequin.consumer c where c.id = _take_lanes.consumer_id and c.reads = 'key' and cardinality(c.routes) = 1)
+      on conflict do nothing
+      returning lane, turn, cursor_seq, upto_seq
+    )
+    select sequin._ack_id(t.turn, t.lane, row_number() over (partition by t.lane order by l.seq) - 1), l.seq,
+           sequin._action(l.action), l.table_schema, l.table_name, l.record_pk, l.record,
+           case when not is_rows then l.changes end, l.committed_at, 1, l.metadata
+    from taken t
+    cross join lateral (
+      select * from sequin.log l
+      where l.route_id = route and l.lane = t.lane and l.seq > t.cursor_seq and l.seq <= t.upto_seq
+      order by l.seq) l
+    order by l.seq;
+end $$;
 
 -- Takes messages from a lane that the caller holds the lock of, whatever is in it: rows of held groups are passed by,
 -- and so are rows that are no message of this consumer, and versions of a row that a later one in sight has overtaken.

@@ -2,11 +2,15 @@
 
 -- What a survey found. lanes have messages to hand out, in the order of their first one, so many each; first those that
 -- hold the next ones, then the rest; expired ones hold a lease that ran out; stuck ones keep others waiting behind a
--- lease that has not.
+-- lease that has not. is_all: what can be handed out is those, and no more than was asked for. seen: nothing is
+-- waiting, and so there is something again once the log goes on after it, or a delivery is due.
 do $$
 begin
   if to_regtype('sequin._survey') is null then
-    create type sequin._survey as (lanes smallint[], limits int[], expired smallint[], stuck smallint[]);
+    create type sequin._survey as (lanes smallint[], limits int[], expired smallint[], stuck smallint[], is_all boolean, seen bigint);
+  elsif not exists (
+    select from pg_attribute a where a.attrelid = 'sequin._survey'::regclass and a.attname = 'seen') then
+    alter type sequin._survey add attribute is_all boolean, add attribute seen bigint;
   end if;
 end $$;
 
@@ -76,6 +80,7 @@ begin
   if v_fresh > v_depth then
     v_lanes := array(select generate_series(0, c.lane_count - 1)::smallint);
   elsif v_lanes = '{}' then
+    v_survey.seen := v_head;
     return v_survey;
   end if;
   -- Few lanes, all of them in the hands of workers that get on: nothing to look for.
@@ -166,8 +171,11 @@ begin
          order by f.seq
          offset v_far - 1 limit 1)))
     else (select count(*) from next n) end,
-    (select array_agg(w.lane order by random()) from waiting w)
-  into v_survey.lanes, v_survey.limits, v_survey.expired, v_survey.stuck, v_busy, v_waiting, v_lanes;
+    (select array_agg(w.lane order by random()) from waiting w),
+    (select bool_and(w.row_count < v_look) and sum(w.row_count) <= max_rows from waiting w),
+    case when not exists (select from next) then v_head end
+  into v_survey.lanes, v_survey.limits, v_survey.expired, v_survey.stuck, v_busy, v_waiting, v_lanes,
+       v_survey.is_all, v_survey.seen;
 
   -- Far behind, a batch comes from as few lanes as hold it, so that others find lanes free.
   v_is_deep := v_waiting >= v_depth;

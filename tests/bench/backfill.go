@@ -133,8 +133,8 @@ func (b *bench) latencyBeside(ctx context.Context, s *source) error {
 		}
 		a := newArrivals(transactions)
 		group, groupCtx := errgroup.WithContext(ctx)
-		group.Go(func() error { return awaitMessages(groupCtx, s.url, a.arrived) })
-		group.Go(func() error { return commitEvery(groupCtx, s.url, every, a.committed, 1, 1) })
+		group.Go(func() error { return a.await(groupCtx, s.url) })
+		group.Go(func() error { return commitEvery(groupCtx, s.url, every, transactions, 1, 1) })
 		if err := group.Wait(); err != nil {
 			return 0, err
 		}

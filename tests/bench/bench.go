@@ -45,10 +45,11 @@ func newBench(ctx context.Context, url string, rounds int, scale float64) (*benc
 		return nil, err
 	}
 	b.cluster, err = localpg.Start(ctx, localpg.Config{Binaries: binaries, Dir: b.dir, Log: b.log, Settings: map[string]string{
-		"autovacuum_naptime": "10s", // as busy as it is on a server with tables of its own
-		"max_connections":    "200",
-		"max_wal_size":       "4GB",
-		"shared_buffers":     "1GB",
+		"autovacuum_naptime":     "10s", // as busy as it is on a server with tables of its own
+		"max_connections":        "200",
+		"max_wal_size":           "4GB",
+		"shared_buffers":         "1GB",
+		"track_commit_timestamp": "on", // what latency is measured from
 	}})
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(b.dir))

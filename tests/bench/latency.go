@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// arrivals is when each row was committed, and when it had arrived, by its id.
+// arrivals is when each row was committed, as the server has it, and when it had arrived, by its id. When its commit
+// returned to the writer would not do: others may have the row before that.
 type arrivals struct{ committed, arrived []time.Time }
 
 func newArrivals(rows int) arrivals {
@@ -40,8 +41,8 @@ func (a arrivals) print(name string) (p50, p99 float64) {
 	return p50, p99
 }
 
-// runLatency commits 200 small transactions a second, and measures from when each commit has returned until a worker
-// that waits in receive has the message.
+// runLatency commits 200 small transactions a second, and measures from each commit until a worker that waits in receive
+// has the message.
 func runLatency(ctx context.Context, b *bench) error {
 	s, err := b.source(ctx, "latency", "select sequin.create_consumer('bench', 'orders')")
 	if err != nil {
@@ -92,9 +93,9 @@ func (b *bench) receiveLatency(ctx context.Context, s *source, rows, writers int
 		return a, err
 	}
 	group, groupCtx := errgroup.WithContext(ctx)
-	group.Go(func() error { return awaitMessages(groupCtx, s.url, a.arrived) })
+	group.Go(func() error { return a.await(groupCtx, s.url) })
 	for w := range writers {
-		group.Go(func() error { return commitEvery(groupCtx, s.url, every, a.committed, 1+w, writers) })
+		group.Go(func() error { return commitEvery(groupCtx, s.url, every, rows, 1+w, writers) })
 	}
 	return a, errors.Join(group.Wait(), p.stop())
 }
@@ -123,7 +124,7 @@ func (n *subscription) latency(ctx context.Context, rows, writers int, every tim
 	}
 	group, groupCtx := errgroup.WithContext(ctx)
 	for w := range writers {
-		group.Go(func() error { return commitEvery(groupCtx, n.source.url, every, a.committed, 1+w, writers) })
+		group.Go(func() error { return commitEvery(groupCtx, n.source.url, every, rows, 1+w, writers) })
 	}
 	if err := group.Wait(); err != nil {
 		return a, err
@@ -131,28 +132,34 @@ func (n *subscription) latency(ctx context.Context, rows, writers int, every tim
 	if err := await(ctx, n.url, "select count(*) >= $1 from arrived", rows); err != nil {
 		return a, err
 	}
-	conn, err := pgx.Connect(ctx, n.url)
+	return a, errors.Join(
+		readTimes(ctx, n.source.url, "select id, pg_xact_commit_timestamp(xmin) from orders where id > 0", a.committed),
+		readTimes(ctx, n.url, "select id, at from arrived", a.arrived),
+		execute(ctx, n.url, "alter subscription bench disable"))
+}
+
+// readTimes reads a time for each id.
+func readTimes(ctx context.Context, url, sql string, times []time.Time) error {
+	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
-		return a, err
+		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	found, err := conn.Query(ctx, "select id, at from arrived")
+	rows, err := conn.Query(ctx, sql)
 	if err != nil {
-		return a, err
+		return err
 	}
 	var id int
 	var at time.Time
-	if _, err := pgx.ForEachRow(found, []any{&id, &at}, func() error {
-		a.arrived[id] = at
+	_, err = pgx.ForEachRow(rows, []any{&id, &at}, func() error {
+		times[id] = at
 		return nil
-	}); err != nil {
-		return a, err
-	}
-	return a, execute(ctx, n.url, "alter subscription bench disable")
+	})
+	return err
 }
 
-// commitEvery inserts a row at each tick, and notes when its commit has returned: every so manieth row, from the first.
-func commitEvery(ctx context.Context, url string, every time.Duration, committed []time.Time, first, step int) error {
+// commitEvery inserts a row at each tick: every so manieth, from the first.
+func commitEvery(ctx context.Context, url string, every time.Duration, rows, first, step int) error {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return err
@@ -160,7 +167,7 @@ func commitEvery(ctx context.Context, url string, every time.Duration, committed
 	defer conn.Close(context.WithoutCancel(ctx))
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
-	for id := first; id < len(committed); id += step {
+	for id := first; id <= rows; id += step {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -169,28 +176,28 @@ func commitEvery(ctx context.Context, url string, every time.Duration, committed
 		if _, err := conn.Exec(ctx, "insert into orders (id, customer) values ($1, 'somebody')", id); err != nil {
 			return fmt.Errorf("insert row: %w", err)
 		}
-		committed[id] = time.Now()
 	}
 	return nil
 }
 
-// awaitMessages receives and acknowledges, waiting where there is nothing, until each message has arrived.
-func awaitMessages(ctx context.Context, url string, arrived []time.Time) error {
+// await receives and acknowledges, waiting where there is nothing, until each message has arrived.
+func (a arrivals) await(ctx context.Context, url string) error {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	for missing := len(arrived) - 1; missing > 0; {
-		rows, err := conn.Query(ctx, "select ack_id, (record ->> 'id')::int from sequin.receive('bench', 100, wait => '10 seconds')")
+	for missing := len(a.arrived) - 1; missing > 0; {
+		rows, err := conn.Query(ctx, "select ack_id, (record ->> 'id')::int, committed_at from sequin.receive('bench', 100, wait => '10 seconds')")
 		if err != nil {
 			return fmt.Errorf("receive: %w", err)
 		}
 		var ackIDs []int64
 		var ackID int64
 		var id int
-		if _, err := pgx.ForEachRow(rows, []any{&ackID, &id}, func() error {
-			arrived[id] = time.Now()
+		var committed time.Time
+		if _, err := pgx.ForEachRow(rows, []any{&ackID, &id, &committed}, func() error {
+			a.committed[id], a.arrived[id] = committed, time.Now()
 			ackIDs = append(ackIDs, ackID)
 			return nil
 		}); err != nil {
