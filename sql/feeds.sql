@@ -185,11 +185,13 @@ begin
 
   new.start_seq := 0;
   new.start_total := 0;
-  delete from sequin.lane l where l.consumer_id = old.id and l.lane >= new.lane_count;
-  for v_lane in 0..new.lane_count - 1 loop
+  -- Lanes that are no more are left empty, and not removed: a late ack of what they had meets the row that is in its way.
+  for v_lane in 0..greatest(old.lane_count, new.lane_count) - 1 loop
+    if v_lane >= old.lane_count then
+      v_void := pg_advisory_xact_lock(sequin._lane_key(old.name, v_lane::smallint));
+    end if;
     s := sequin._lane(old.id, v_lane::smallint);
     if s.lane is null then
-      v_void := pg_advisory_xact_lock(sequin._lane_key(old.name, v_lane::smallint));
       insert into sequin.lane (consumer_id, lane, prev, turn, cursor_seq, upto_seq)
       values (old.id, v_lane, 0, nextval('sequin.turn'), 0, 0);
       s := sequin._lane(old.id, v_lane::smallint);

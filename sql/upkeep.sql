@@ -119,15 +119,19 @@ declare
   c sequin.consumer;
   s sequin.lane;
   v_step bigint;
-  v_bounds bigint[] := coalesce(bounds, array_fill(-1::bigint, array[66]));
+  -- Of 64 lanes, the floor, and the feed: rows before these are gone. Then where each lane was at the last call.
+  v_bounds bigint[] := coalesce(bounds, array_fill(-1::bigint, array[66 + 64]));
 begin
   select * into c from sequin.consumer t where t.id = consumer_id;
   for v_lane in 0..coalesce(c.lane_count, 0) - 1 loop
+    if v_bounds[66 + v_lane + 1] > v_bounds[v_lane + 1] then
+      delete from sequin.lane l
+      where l.consumer_id = bridge_trim.consumer_id and l.lane = v_lane
+        and l.prev < v_bounds[66 + v_lane + 1] and l.prev >= v_bounds[v_lane + 1];
+      v_bounds[v_lane + 1] := v_bounds[66 + v_lane + 1];
+    end if;
     s := sequin._lane(consumer_id, v_lane::smallint);
-    continue when s.prev is null or s.prev <= v_bounds[v_lane + 1];
-    delete from sequin.lane l
-    where l.consumer_id = bridge_trim.consumer_id and l.lane = v_lane and l.prev < s.prev and l.prev >= v_bounds[v_lane + 1];
-    v_bounds[v_lane + 1] := s.prev;
+    v_bounds[66 + v_lane + 1] := coalesce(s.prev, -1);
   end loop;
   select max(f.step) into v_step from sequin.floor f where f.consumer_id = bridge_trim.consumer_id;
   if v_step > v_bounds[65] then

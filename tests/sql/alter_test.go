@@ -2,6 +2,7 @@ package sql
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -201,6 +202,47 @@ func TestAlterActions(t *testing.T) {
 	last := f.write(row{action: "i", key: 6}, row{action: "t"})
 	wantSeqs(t, f.pop(`'c', 10`), last[0])
 	f.wantClean()
+}
+
+// An ack that begins before alter_consumer is through counts, though its lane is no more afterwards.
+func TestAckMeetsAlter(t *testing.T) {
+	for name, count := range map[string]int{"whole lease": 1, "part of a lease": 1000} {
+		t.Run(name, func(t *testing.T) {
+			f := setup(t, "changes")
+			f.consumer("c")
+			f.write(inserts(upto(count)...)...)
+			got := f.receive(fmt.Sprintf(`'c', %d`, count))
+			// Grouped by nothing, lane 0 is the only one.
+			late := slices.IndexFunc(got, func(m message) bool { return m.AckID>>14&63 > 0 })
+			tx := f.begin("")
+			f.execIn(tx, `select sequin.alter_consumer('c', group_by => '{}')`)
+			worker := f.Connect()
+			acked := make(chan int)
+			go func() {
+				var n int
+				if err := worker.QueryRow(context.Background(), `select sequin.ack('c', array[$1::bigint])`, got[late].AckID).Scan(&n); err != nil {
+					f.TB.Errorf("ack: %v", err)
+				}
+				acked <- n
+			}()
+			pgtest.Eventually(t, 10*time.Second, func() error {
+				if pgtest.Value[int](f.DB, `select count(*) from pg_stat_activity where pid = $1 and wait_event_type = 'Lock'`, worker.PgConn().PID()) == 0 {
+					return errors.New("the ack does not wait for alter_consumer")
+				}
+				return nil
+			})
+			f.end(tx.Commit)
+			if n := <-acked; n != 1 {
+				t.Errorf("%d counted", n)
+			}
+			f.call("ack", ids(slices.Delete(got, late, late+1)), int64(count-1))
+			f.wantClean()
+			f.alter(`group_by => '{id}'`)
+			next := f.write(inserts(count+1, count+2)...)
+			wantSeqsInAnyOrder(t, f.pop(`'c', 10`), next...)
+			f.wantClean()
+		})
+	}
 }
 
 // Workers and alter_consumer get on with each other: each message once, whatever its shape at the time.

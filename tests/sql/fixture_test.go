@@ -164,10 +164,10 @@ func (f *fixture) tend() {
 	f.Exec(`select sequin.bridge_tend(c.consumer_id) from sequin.bridge_consumers() c`)
 }
 
-// trim does what the bridge does every two seconds.
+// trim does what the bridge does every two seconds, twice: what was replaced before the first is gone after the second.
 func (f *fixture) trim() {
 	f.Helper()
-	f.Exec(`select sequin.bridge_trim(c.consumer_id, null) from sequin.bridge_consumers() c`)
+	f.Exec(`select sequin.bridge_trim(c.consumer_id, sequin.bridge_trim(c.consumer_id, null)) from sequin.bridge_consumers() c`)
 }
 
 // message is a row of receive, or of pop.
