@@ -10,7 +10,7 @@ as $$
   select p.oid::regprocedure
   from pg_proc p
   where p.pronamespace = 'sequin'::regnamespace and p.prokind = 'f'
-    and (p.proname !~ '^(_|bridge_)' or p.proname in ('_create_stream', '_did_you_mean', '_distance', '_not_yet')
+    and (p.proname !~ '^(_|bridge_)' or p.proname in ('_create_stream', '_create_far_stream', '_did_you_mean', '_distance', '_not_yet')
          -- A view's functions are called with its reader's rights.
          or exists (
            select from pg_depend d

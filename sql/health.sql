@@ -68,6 +68,8 @@ begin
     end if;
   end loop;
 
+  return query select * from sequin._source_health();
+
   return query
     select format('gap in %s', coalesce('consumer ' || c.name, 'source ' || s.name)), 'error',
            format('lost %s: %s',

@@ -21,6 +21,7 @@ rights.sql
 names.sql
 lanes.sql
 segments.sql
+sources.sql
 streams.sql
 consumers.sql
 grants.sql
@@ -33,9 +34,11 @@ dead_letters.sql
 feeds.sql
 retention.sql
 bridge.sql
+bridge_sources.sql
 upkeep.sql
 views.sql
 status.sql
 health.sql
+source_health.sql
 later.sql
 configure.sql

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"sequin/bridge/changelog"
+	"sequin/bridge/source"
 )
 
 // Config is what a Capture needs.
@@ -21,6 +22,8 @@ type Config struct {
 	DatabaseURL string
 	Log         *slog.Logger
 	Source      string // default: local
+	// Target is asked how another source than local is reached, each time anew. DatabaseURL is where its log is.
+	Target func(context.Context) (*source.Target, error)
 
 	// Segment is called for the segment of the log to go on in, before each transaction.
 	Segment func() int32
@@ -34,15 +37,20 @@ type Config struct {
 
 // Claim is what a bridge holds of a source.
 type Claim struct {
-	SourceID int32
-	Segment  int32
-	LastSeq  int64
+	SourceID    int32
+	Segment     int32
+	LastSeq     int64
+	Slot        string
+	Publication string
+	Target      *source.Target // of another source than local
 }
 
 // Capture keeps a source's log up.
 type Capture struct {
 	config  Config
+	target  *source.Target // of another source
 	log     *slog.Logger
+	failed  int    // times in a row
 	refused string // the last refusal that was logged
 	waiting bool   // whether it was logged that another bridge has the slot
 }
@@ -76,6 +84,7 @@ func (c *Capture) Run(ctx context.Context) {
 			backoff = minBackoff
 		}
 		wait := backoff
+		err = c.judge(err)
 		var refusal *Refusal
 		switch {
 		case errors.Is(err, errSlotInUse):
@@ -93,6 +102,10 @@ func (c *Capture) Run(ctx context.Context) {
 			c.report(ctx, refusal)
 		default:
 			c.log.Warn("capture was interrupted", "err", err, "again_in", wait)
+			if c.failed++; c.target != nil && c.failed >= 3 {
+				// What goes on and on is for health(), too: the source's server is not the one that is asked.
+				c.report(ctx, refuse("The bridge tries again every few seconds.", "capture is interrupted again and again: %s", err))
+			}
 			backoff = min(2*backoff, maxBackoff)
 		}
 		select {
@@ -100,6 +113,19 @@ func (c *Capture) Run(ctx context.Context) {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// judge makes a Refusal of what keeps another source from being reached, and takes out of the rest what nobody is to see.
+func (c *Capture) judge(err error) error {
+	var problem *source.Problem
+	if errors.As(err, &problem) {
+		return &Refusal{Reason: problem.Reason, Hint: problem.Hint}
+	}
+	var refusal *Refusal
+	if err == nil || c.target == nil || errors.Is(err, errSlotInUse) || errors.As(err, &refusal) {
+		return err
+	}
+	return c.target.ScrubError(err)
 }
 
 // errSlotInUse is returned where another bridge reads the slot, or has taken the source over.
@@ -133,9 +159,9 @@ func (c *Capture) capture(ctx context.Context) error {
 		return err
 	}
 	defer s.close()
-	c.waiting, c.refused = false, ""
+	c.waiting, c.refused, c.failed = false, "", 0
 	c.log.Info("capturing", "slot", s.slotName, "from", s.applied)
-	c.config.Claimed(Claim{SourceID: s.sourceID, Segment: s.segment, LastSeq: s.lastSeq})
+	c.config.Claimed(Claim{SourceID: s.sourceID, Segment: s.segment, LastSeq: s.lastSeq, Slot: s.slotName, Publication: s.publication, Target: c.target})
 	defer c.config.Lost()
 	err = s.run(ctx)
 	if isSlotInUse(err) {

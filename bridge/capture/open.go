@@ -14,6 +14,7 @@ import (
 	"sequin/bridge/changelog"
 	"sequin/bridge/quote"
 	"sequin/bridge/slot"
+	"sequin/bridge/source"
 )
 
 // session is one time of holding the slot.
@@ -26,8 +27,12 @@ type session struct {
 	lastSeq  int64
 	applied  pglogrepl.LSN // what is in the log at the start
 
+	publication string
+
 	slot    *slot.Conn
-	catalog *pgx.Conn // for what tables and types are
+	home    *pgx.Conn // to the log's database
+	catalog *pgx.Conn // to the source, for what tables and types are there; home, where that is the same
+	target  *source.Target
 	watcher *pgx.Conn
 	writer  *changelog.Writer
 	write   *pgconn.PgConn
@@ -35,8 +40,8 @@ type session struct {
 	reader
 }
 
-// source is where a source stands, as the database has it.
-type source struct {
+// standing is where a source stands, as the log's database has it.
+type standing struct {
 	id          int32
 	slot        string
 	publication string
@@ -56,28 +61,38 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 			s.close()
 		}
 	}()
-	if s.catalog, err = c.connect(ctx, "sequin catalog"); err != nil {
+	if s.home, err = c.connect(ctx, "sequin catalog"); err != nil {
 		return nil, err
+	}
+	s.catalog = s.home
+	if c.config.Target != nil {
+		if s.target, err = c.config.Target(ctx); err != nil {
+			return nil, err
+		}
+		c.target = s.target
+		if s.catalog, err = c.connectSource(ctx, "sequin catalog"); err != nil {
+			return nil, err
+		}
 	}
 	src, err := s.look(ctx, c.config.Source)
 	if err != nil {
 		return nil, err
 	}
-	s.sourceID, s.slotName = src.id, src.slot
+	s.sourceID, s.slotName, s.publication = src.id, src.slot, src.publication
 
 	var notices []string
-	s.slot, err = slot.Connect(ctx, c.config.DatabaseURL, func(n *pgconn.Notice) {
+	s.slot, err = slot.Connect(ctx, s.address(), func(n *pgconn.Notice) {
 		notices = append(notices, n.Message)
 		c.log.Warn("the server says", "message", n.Message, "detail", n.Detail)
 	})
 	if err != nil {
-		return nil, explain(err, s.catalog.Config().User)
+		return nil, s.explain(err)
 	}
 	id, err := s.slot.Identify(ctx)
 	if err != nil {
 		return nil, err
 	}
-	begin, err := s.prepareSlot(ctx, src, id)
+	databaseOID, begin, err := s.prepareSlot(ctx, src, id)
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +100,7 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 		return nil, err
 	}
 
-	if s.watcher, err = c.connect(ctx, "sequin watch"); err != nil {
+	if s.watcher, err = c.connectSource(ctx, "sequin watch"); err != nil {
 		return nil, err
 	}
 	writer, err := c.connect(ctx, "sequin log writer")
@@ -95,10 +110,8 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 	s.write = writer.PgConn()
 	var applied string
 	var step int64
-	err = s.catalog.QueryRow(ctx, `select c.step, c.applied_lsn, c.last_seq, c.segment
-		from pg_catalog.pg_database d cross join lateral sequin.bridge_claim($1, $2, $3, $4, d.oid::bigint, $5) c
-		where d.datname = pg_catalog.current_database()`,
-		s.sourceID, s.slotName, id.SystemID, id.Timeline, begin.String()).
+	err = s.home.QueryRow(ctx, `select step, applied_lsn, last_seq, segment from sequin.bridge_claim($1, $2, $3, $4, $5, $6)`,
+		s.sourceID, s.slotName, id.SystemID, id.Timeline, databaseOID, begin.String()).
 		Scan(&step, &applied, &s.lastSeq, &s.segment)
 	if err == nil {
 		s.applied, err = pglogrepl.ParseLSN(applied)
@@ -111,6 +124,37 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 	s.writer.Written = c.config.Written
 	s.reader.open(s)
 	return s, nil
+}
+
+// connectSource opens a connection to the source.
+func (c *Capture) connectSource(ctx context.Context, name string) (*pgx.Conn, error) {
+	if c.config.Target == nil {
+		return c.connect(ctx, name)
+	}
+	return c.target.Connect(ctx, name, map[string]string{
+		"client_encoding":               "UTF8",
+		"default_transaction_isolation": "read committed",
+		"default_transaction_read_only": "off",
+		"lock_timeout":                  "0",
+		"statement_timeout":             "0",
+	})
+}
+
+// address returns what the source is reached by: not to be shown, but of the log's own database.
+func (s *session) address() string {
+	if s.target == nil {
+		return s.config.DatabaseURL
+	}
+	return s.target.Address()
+}
+
+// explain makes a Refusal of what the source's server says against replication, where no waiting mends it.
+func (s *session) explain(err error) error {
+	var connect *pgconn.ConnectError
+	if err = explain(err, s.catalog.Config().User); s.target != nil && errors.As(err, &connect) {
+		return s.target.Explain(err)
+	}
+	return err
 }
 
 // connect opens a connection that no setting of the database or the role gets in the way of.
@@ -149,17 +193,17 @@ func (s *session) close() {
 	if s.write != nil {
 		_ = s.write.Close(ctx)
 	}
-	for _, conn := range []*pgx.Conn{s.catalog, s.watcher} {
-		if conn != nil {
+	for _, conn := range []*pgx.Conn{s.home, s.catalog, s.watcher} {
+		if conn != nil && !conn.IsClosed() {
 			_ = conn.Close(ctx)
 		}
 	}
 }
 
-func (s *session) look(ctx context.Context, name string) (source, error) {
-	var src source
+func (s *session) look(ctx context.Context, name string) (standing, error) {
+	var src standing
 	var applied, horizon *string
-	err := s.catalog.QueryRow(ctx, `select source_id, slot_name, publication_name, system_identifier, timeline, database_oid, step,
+	err := s.home.QueryRow(ctx, `select source_id, slot_name, publication_name, system_identifier, timeline, database_oid, step,
 		applied_lsn, horizon_lsn from sequin.bridge_source($1)`, name).
 		Scan(&src.id, &src.slot, &src.publication, &src.system, &src.timeline, &src.databaseOID, &src.step, &applied, &horizon)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -178,37 +222,55 @@ func (s *session) look(ctx context.Context, name string) (source, error) {
 }
 
 // prepareSlot makes sure that the slot has all that the log does not, or that somebody has accepted that it has not,
-// and returns where to start from.
-func (s *session) prepareSlot(ctx context.Context, src source, id pglogrepl.IdentifySystemResult) (pglogrepl.LSN, error) {
+// and returns where to start from, and the oid of the source's database.
+func (s *session) prepareSlot(ctx context.Context, src standing, id pglogrepl.IdentifySystemResult) (databaseOID int64, begin pglogrepl.LSN, err error) {
 	state, err := slot.Look(ctx, s.catalog, s.slotName)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
+	}
+	if state.IsStandby && s.target != nil {
+		return 0, 0, refuse("select sequin.alter_source(name, conninfo); with the address of the primary.", "the source is a standby, where no slot is made")
 	}
 	if state.IsStandby {
-		return 0, refuse("Give the bridge the address of the primary.", "the server is a standby, where the log cannot be written")
+		return 0, 0, refuse("Give the bridge the address of the primary.", "the server is a standby, where the log cannot be written")
 	}
 	var hasPublication bool
-	var databaseOID int64
 	var walLevel string
 	err = s.catalog.QueryRow(ctx, `select exists (select from pg_catalog.pg_publication p where p.pubname = $1), d.oid::bigint,
 		pg_catalog.current_setting('wal_level') from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()`, src.publication).
 		Scan(&hasPublication, &databaseOID, &walLevel)
 	if err != nil {
-		return 0, fmt.Errorf("look at publication %s: %w", src.publication, err)
+		return 0, 0, fmt.Errorf("look at publication %s: %w", src.publication, err)
 	}
 	if walLevel != "logical" {
-		return 0, refuse("alter system set wal_level = 'logical'; and restart the server. On Amazon RDS set rds.logical_replication to 1, "+
+		return 0, 0, refuse("alter system set wal_level = 'logical'; and restart the server. On Amazon RDS set rds.logical_replication to 1, "+
 			"on Google Cloud SQL cloudsql.logical_decoding to on.", "wal_level is %s, and changes can be decoded from logical only", walLevel)
 	}
-	if !hasPublication {
-		return 0, refuse("sequin migrate --uninstall, then install anew: what was committed without a publication cannot be captured.",
+	if !hasPublication && s.target == nil {
+		return 0, 0, refuse("sequin migrate --uninstall, then install anew: what was committed without a publication cannot be captured.",
 			"publication %q does not exist: it was dropped", src.publication)
 	}
+	begin, err = s.beginning(ctx, src, id, state, databaseOID, hasPublication)
+	return databaseOID, begin, err
+}
+
+// beginning is where to start from, on a server that is fit to be captured.
+func (s *session) beginning(
+	ctx context.Context, src standing, id pglogrepl.IdentifySystemResult, state slot.State, databaseOID int64, hasPublication bool,
+) (pglogrepl.LSN, error) {
 	if src.step == nil {
+		if !hasPublication {
+			if err := s.target.MakePublication(ctx, s.catalog, src.publication); err != nil {
+				return 0, err
+			}
+		}
 		return s.firstStart(ctx, state)
 	}
 
 	hole := s.hole(src, state, id, databaseOID)
+	if hole == "" && !hasPublication {
+		hole = fmt.Sprintf("publication %q does not exist any more: it was dropped", src.publication)
+	}
 	if hole == "" {
 		if state.IsActive {
 			return 0, fmt.Errorf("%w by process %d", errSlotInUse, state.ActivePID)
@@ -216,7 +278,7 @@ func (s *session) prepareSlot(ctx context.Context, src source, id pglogrepl.Iden
 		return src.applied, nil
 	}
 	var isAccepted bool
-	err = s.catalog.QueryRow(ctx, `select sequin.bridge_gap($1, $2, $3)`, src.id, src.applied.String(), hole).Scan(&isAccepted)
+	err := s.home.QueryRow(ctx, `select sequin.bridge_gap($1, $2, $3)`, src.id, src.applied.String(), hole).Scan(&isAccepted)
 	if err != nil {
 		return 0, fmt.Errorf("record gap: %w", err)
 	}
@@ -228,21 +290,30 @@ func (s *session) prepareSlot(ctx context.Context, src source, id pglogrepl.Iden
 	if src.databaseOID != nil && *src.databaseOID != databaseOID || src.system != nil && *src.system != id.SystemID {
 		// The slot of the original is not this copy's to touch.
 		s.slotName = fmt.Sprintf("sequin_%d", databaseOID)
+		if s.target != nil {
+			s.slotName = fmt.Sprintf("%s_%d", src.publication, databaseOID)
+		}
 		if state, err = slot.Look(ctx, s.catalog, s.slotName); err != nil {
 			return 0, err
 		}
 	}
-	if state.IsLost && state.IsOurs {
+	if state.Exists && state.IsOurs && (state.IsLost || !hasPublication) {
+		// A slot cannot be read from before its publication was made.
 		if err := slot.Drop(ctx, s.catalog, s.slotName); err != nil {
 			return 0, err
 		}
 		state.Exists = false
 	}
+	if !hasPublication {
+		if err := s.target.MakePublication(ctx, s.catalog, src.publication); err != nil {
+			return 0, err
+		}
+	}
 	return s.firstStart(ctx, state)
 }
 
 // hole says what of the changes after the log's last is missing in the slot; nothing, where it has them all.
-func (s *session) hole(src source, state slot.State, id pglogrepl.IdentifySystemResult, databaseOID int64) string {
+func (s *session) hole(src standing, state slot.State, id pglogrepl.IdentifySystemResult, databaseOID int64) string {
 	switch {
 	case src.system != nil && *src.system != id.SystemID:
 		return fmt.Sprintf("this is another server (system identifier %s) than the one that was captured (%s)", id.SystemID, *src.system)
@@ -293,5 +364,5 @@ func (s *session) createSlot(ctx context.Context) (pglogrepl.LSN, error) {
 	})
 	defer waiting.Stop()
 	begin, err := slot.Create(ctx, s.catalog, s.slotName)
-	return begin, explain(err, s.catalog.Config().User)
+	return begin, s.explain(err)
 }

@@ -2,14 +2,17 @@ package capture
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
 
 	"sequin/bridge/changelog"
 	"sequin/bridge/slot"
+	"sequin/bridge/source"
 	"sequin/bridge/wal"
 )
 
@@ -237,9 +240,7 @@ func (r *reader) relation(ctx context.Context, rel *wal.Relation) error {
 	if !ok {
 		return nil // a partition, whose changes come under its root, or a table that is not streamed any more
 	}
-	var key []string
-	err := r.catalog.QueryRow(ctx, `select sequin.bridge_relation($1, $2, $3, $4)`, r.sourceID, int64(rel.OID), rel.Schema, rel.Name).
-		Scan(&key)
+	key, err := r.keyColumns(ctx, rel)
 	if err != nil {
 		return fmt.Errorf("take note of table %s.%s: %w", rel.Schema, rel.Name, err)
 	}
@@ -251,8 +252,24 @@ func (r *reader) relation(ctx context.Context, rel *wal.Relation) error {
 	return nil
 }
 
+// keyColumns returns the columns that name a relation's rows, and has what it looks like now put on record.
+func (r *reader) keyColumns(ctx context.Context, rel *wal.Relation) (key []string, err error) {
+	if r.session.target == nil {
+		err = r.home.QueryRow(ctx, `select sequin.bridge_relation($1, $2, $3, $4)`, r.sourceID, int64(rel.OID), rel.Schema, rel.Name).Scan(&key)
+		return key, err
+	}
+	var columns []string // none: it has been dropped since
+	err = r.catalog.QueryRow(ctx, source.ColumnsQuery, int64(rel.OID)).Scan(&key, &columns)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return nil, err
+	}
+	err = r.home.QueryRow(ctx, `select sequin.bridge_far_relation($1, $2, $3, $4, $5, $6)`,
+		r.sourceID, int64(rel.OID), rel.Schema, rel.Name, key, columns).Scan(&key)
+	return key, err
+}
+
 func (r *reader) loadRoutes(ctx context.Context) error {
-	rows, err := r.catalog.Query(ctx, `select relation_oid, route_id from sequin.bridge_tables($1)`, r.sourceID)
+	rows, err := r.home.Query(ctx, `select relation_oid, route_id from sequin.bridge_tables($1)`, r.sourceID)
 	if err != nil {
 		return fmt.Errorf("read tables: %w", err)
 	}

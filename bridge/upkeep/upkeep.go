@@ -50,6 +50,12 @@ func New(pool *pgxpool.Pool, log *slog.Logger, sourceID, segment int32, lastSeq 
 // Segment returns the segment of the log that the next transaction goes to.
 func (u *Upkeep) Segment() int32 { return u.segment.Load() }
 
+// Resume takes note that capture goes on here, after a while in which nothing was written.
+func (u *Upkeep) Resume(segment int32, lastSeq int64) {
+	u.segment.Store(max(u.segment.Load(), segment))
+	u.lastSeq.Store(lastSeq)
+}
+
 // Written takes note of a batch of the log.
 func (u *Upkeep) Written(lastSeq int64, routes []int32) {
 	u.lastSeq.Store(lastSeq)
@@ -66,7 +72,7 @@ func (u *Upkeep) Run(ctx context.Context) {
 	parts.Go(func() { u.every(ctx, "retain the log", retainEvery, u.retain) })
 	parts.Go(func() {
 		u.every(ctx, "sample counters", sampleEvery, func(ctx context.Context) error {
-			_, err := u.pool.Exec(ctx, `select sequin.bridge_sample()`)
+			_, err := u.pool.Exec(ctx, `select sequin.bridge_sample($1)`, u.sourceID)
 			return err
 		})
 	})
@@ -104,7 +110,7 @@ type consumer struct {
 }
 
 func (u *Upkeep) consumers(ctx context.Context) ([]consumer, error) {
-	rows, err := u.pool.Query(ctx, `select consumer_id, has_feed from sequin.bridge_consumers()`)
+	rows, err := u.pool.Query(ctx, `select consumer_id, has_feed from sequin.bridge_consumers($1)`, u.sourceID)
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +135,7 @@ func (u *Upkeep) tend(ctx context.Context) error {
 	if len(consumers) == 0 {
 		return nil
 	}
-	_, err = u.pool.Exec(ctx, `select sequin.bridge_notify('{}')`)
+	_, err = u.pool.Exec(ctx, `select sequin.bridge_notify('{}', $1)`, u.sourceID)
 	return err
 }
 

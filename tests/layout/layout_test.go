@@ -17,13 +17,14 @@ var mayImport = map[string][]string{
 	"sequin/bridge/localpg":   {},
 	"sequin/bridge/slot":      {"sequin/bridge/quote"},
 	"sequin/bridge/changelog": {"sequin/bridge/wal"},
+	"sequin/bridge/source":    {"sequin/bridge/quote"},
 	"sequin/bridge/upkeep":    {},
 	"sequin/bridge/schema":    {"sequin/bridge/quote", "sequin/migrations", "sequin/sql"},
 	"sequin/bridge/capture": {
-		"sequin/bridge/changelog", "sequin/bridge/quote", "sequin/bridge/slot", "sequin/bridge/wal",
+		"sequin/bridge/changelog", "sequin/bridge/quote", "sequin/bridge/slot", "sequin/bridge/source", "sequin/bridge/wal",
 	},
 	"sequin/bridge": {
-		"sequin/bridge/capture", "sequin/bridge/changelog", "sequin/bridge/schema", "sequin/bridge/upkeep",
+		"sequin/bridge/capture", "sequin/bridge/changelog", "sequin/bridge/schema", "sequin/bridge/source", "sequin/bridge/upkeep",
 	},
 	"sequin/bridge/doctor": {"sequin/bridge/quote", "sequin/bridge/schema", "sequin/bridge/slot"},
 	"sequin/bridge/dev":    {"sequin/bridge", "sequin/bridge/localpg", "sequin/bridge/schema"},

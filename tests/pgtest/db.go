@@ -54,6 +54,12 @@ func Empty(t testing.TB) *DB {
 	return create(t, Cluster(t), "")
 }
 
+// EmptyOn returns a database without the schema, on a cluster of the test's own.
+func EmptyOn(t testing.TB, c *localpg.Cluster) *DB {
+	t.Helper()
+	return create(t, c, "")
+}
+
 // NewOn returns a database with the schema in it, on a cluster of the test's own.
 func NewOn(t testing.TB, c *localpg.Cluster) *DB {
 	t.Helper()
