@@ -11,7 +11,7 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select s.id, coalesce(s.slot_name, case when s.conninfo is null then 'sequin_' || d.oid else sequin._source_slot(s.id) end), s.publication_name, s.system_identifier, s.timeline,
+  select s.id, coalesce(s.slot_name, case when s.conninfo is null then 'sequin_' || d.oid else s.publication_name end), s.publication_name, s.system_identifier, s.timeline,
          s.database_oid::bigint, p.step, p.applied_lsn::text, p.horizon_lsn::text, p.last_seq
   from sequin.source s
   join pg_database d on d.datname = current_database()

@@ -39,7 +39,7 @@ begin
   if not found then
     raise undefined_object using
       message = format('source "%s" does not exist', name),
-      hint = sequin._did_you_mean(name, array(select s.name from sequin.source s where s.dropped_at is null),
+      hint = sequin._did_you_mean(coalesce(name, ''), array(select s.name from sequin.source s where s.dropped_at is null),
         'Make it with sequin.create_source(name, conninfo), or list those there are: select * from sequin.sources;');
   end if;
   return v_source;
@@ -183,14 +183,17 @@ its write-ahead log: select pg_drop_replication_slot(''sequin_…''); drop publi
 Returns dropped, or absent where if_exists is true and there was none.
 Errors: 42704 unknown source, 55000 it has streams, or is this database, 42501 the caller is not the owner.';
 
--- What the slot and the publication of another source are called there: no other installation's are.
+-- What the slot and the publication of another source are called there: no other installation's are, not even those of
+-- a clone of this database.
 create or replace function sequin._source_slot(source_id int)
 returns text
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select format('sequin_%s_%s', left(s.database_id::text, 8), $1) from sequin.source s where s.name = 'local'
+  select format('sequin_%s_%s', left(md5(s.database_id::text || d.oid), 8), $1)
+  from sequin.source s, pg_database d
+  where s.name = 'local' and d.datname = current_database()
 $$;
 
 -- Makes a stream of another source's tables. See create_stream. The bridge looks them up.

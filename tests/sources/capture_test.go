@@ -26,11 +26,11 @@ func TestCapture(t *testing.T) {
 	for _, a := range audits {
 		a.Start(2, time.Millisecond)
 	}
-	awaitCommits(t, 200, audits...)
+	awaitCommits(t, 100, audits...)
 	// Killed, it goes on with each where that was.
 	b.Kill()
 	b = pgtest.BridgeProcess(t, home.URL)
-	awaitCommits(t, 400, audits...)
+	awaitCommits(t, 200, audits...)
 	for _, a := range audits {
 		a.Stop()
 	}
@@ -48,7 +48,6 @@ func TestCapture(t *testing.T) {
 func createSource(home *pgtest.DB, name, conninfo string) {
 	home.Helper()
 	home.Exec(`select sequin.create_source($1, $2)`, name, conninfo)
-	// Before the slots that the bridge has made there go with their databases, it must be gone; it is: it stops first.
 }
 
 // awaitCommits waits until each has had so many.
