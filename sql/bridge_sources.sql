@@ -141,6 +141,22 @@ as $$
 $$;
 comment on function sequin.bridge_unpublished(int) is 'For the bridge: a table of another source is not captured any more.';
 
+-- A source's publication is about to be made: no table is in it, whatever was in another before.
+create or replace function sequin.bridge_unpublish_source(source_id int)
+returns bigint
+language sql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  with unpublished as (
+    update sequin.source_table t set published_at = null
+    where t.source_id = $1 and t.published_at is not null
+    returning 1)
+  select count(*) from unpublished
+$$;
+comment on function sequin.bridge_unpublish_source(int) is
+'For the bridge: no table of another source is captured any more, until each is published again. Returns how many were.';
+
 create or replace function sequin.bridge_table_error(table_id int, error text, hint text)
 returns boolean
 language sql

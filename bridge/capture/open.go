@@ -260,7 +260,7 @@ func (s *session) beginning(
 ) (pglogrepl.LSN, error) {
 	if src.step == nil {
 		if !hasPublication {
-			if err := s.target.MakePublication(ctx, s.catalog, src.publication); err != nil {
+			if err := s.makePublication(ctx, src); err != nil {
 				return 0, err
 			}
 		}
@@ -305,11 +305,19 @@ func (s *session) beginning(
 		state.Exists = false
 	}
 	if !hasPublication {
-		if err := s.target.MakePublication(ctx, s.catalog, src.publication); err != nil {
+		if err := s.makePublication(ctx, src); err != nil {
 			return 0, err
 		}
 	}
 	return s.firstStart(ctx, state)
+}
+
+// makePublication makes another source's publication, with no table in it: they are put there when it is captured.
+func (s *session) makePublication(ctx context.Context, src standing) error {
+	if _, err := s.home.Exec(ctx, `select sequin.bridge_unpublish_source($1)`, src.id); err != nil {
+		return fmt.Errorf("take note that no table is published: %w", err)
+	}
+	return s.target.MakePublication(ctx, s.catalog, src.publication)
 }
 
 // hole says what of the changes after the log's last is missing in the slot; nothing, where it has them all.

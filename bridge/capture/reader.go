@@ -231,7 +231,8 @@ func (r *reader) message(ctx context.Context, data []byte) error {
 // relation takes note of what a table looks like from here on.
 func (r *reader) relation(ctx context.Context, rel *wal.Relation) error {
 	delete(r.tables, rel.OID)
-	if _, ok := r.routes[rel.OID]; !ok {
+	// Another source's table may have come again under another route; a relation is rare.
+	if _, ok := r.routes[rel.OID]; !ok || r.session.target != nil {
 		if err := r.loadRoutes(ctx); err != nil {
 			return err
 		}

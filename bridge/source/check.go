@@ -91,7 +91,7 @@ const ColumnsQuery = `select ` + columnsOf + ` from pg_catalog.pg_class r where 
 
 // lostQuery finds those of the relations ($1) that are gone from the source, or from the publication ($2).
 const lostQuery = `
-select o.oid::bigint, c.oid is null, coalesce(pg_catalog.format('%I.%I', n.nspname, c.relname), '')
+select o.oid::bigint, c.oid is null, case when c.oid is null then '' else pg_catalog.format('%I.%I', n.nspname, c.relname) end
 from pg_catalog.unnest($1::bigint[]) o(oid)
 left join pg_catalog.pg_class c on c.oid = o.oid::pg_catalog.oid
 left join pg_catalog.pg_namespace n on n.oid = c.relnamespace
