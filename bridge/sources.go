@@ -319,8 +319,15 @@ func (k *keeper) clear(ctx context.Context) {
 func (k *keeper) clearThere(ctx context.Context) error {
 	var slot, publication string
 	err := k.pool.QueryRow(ctx, `select slot_name, publication_name from sequin.bridge_source($1)`, k.source.Name).Scan(&slot, &publication)
+	var isCopy bool
+	if err == nil {
+		err = k.pool.QueryRow(ctx, `select sequin.bridge_is_copy($1)`, k.source.ID).Scan(&isCopy)
+	}
 	if err != nil {
 		return fmt.Errorf("look at the source: %w", err)
+	}
+	if isCopy {
+		return nil // what is there is another database's
 	}
 	target, err := source.Reach(ctx, k.pool, k.source.ID)
 	if err != nil {

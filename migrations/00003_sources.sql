@@ -4,7 +4,8 @@
 
 alter table sequin.source
   add column altered_at timestamptz not null default now(),  -- of its conninfo: a bridge that has another connects anew
-  add column dropped_at timestamptz;              -- the bridge still has to clear away what is on the source
+  add column dropped_at timestamptz,              -- the bridge still has to clear away what is on the source
+  add column home_oid oid;                        -- of the database whose slot and publication are there: a copy's are not
 
 -- A table of another source is looked up, checked and published there by the bridge: until then it has no oid.
 alter table sequin.source_table

@@ -45,15 +45,15 @@ comment on function sequin.bridge_serve(int) is
 -- Tables of another source that the bridge has something to do for.
 create or replace function sequin.bridge_source_tables(source_id int)
 returns table (
-  table_id int, given_name text, relation_oid bigint, sort_columns text[], is_wanted boolean, is_captured boolean, error text
+  table_id int, name text, relation_oid bigint, sort_columns text[], is_wanted boolean, is_captured boolean, error text
 )
 language sql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select t.id, coalesce(w.given_name, format('%I.%I', t.schema_name, t.table_name)), t.relation_oid::bigint,
-         coalesce(w.sort_columns, '{}'), w.given_name is not null or w.is_wanted, t.published_at is not null, t.error
+  select t.id, case when t.column_names is null then w.given_name else format('%I.%I', t.schema_name, t.table_name) end,
+         t.relation_oid::bigint, coalesce(w.sort_columns, '{}'), w.is_wanted, t.published_at is not null, t.error
   from sequin.source_table t
   cross join lateral (
     select min(st.given_name) as given_name, count(*) > 0 as is_wanted,
@@ -141,20 +141,50 @@ as $$
 $$;
 comment on function sequin.bridge_unpublished(int) is 'For the bridge: a table of another source is not captured any more.';
 
--- A source's publication is about to be made: no table is in it, whatever was in another before.
-create or replace function sequin.bridge_unpublish_source(source_id int)
+-- Whether this database is a copy of the one that has captured a source: it must not touch what is that one's there.
+create or replace function sequin.bridge_is_copy(source_id int)
+returns boolean
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(s.home_oid <> d.oid, false)
+  from sequin.source s, pg_database d
+  where s.id = $1 and d.datname = current_database()
+$$;
+comment on function sequin.bridge_is_copy(int) is
+'For the bridge: whether another database than this one has captured the source, as far as this one knows.';
+
+create or replace function sequin.bridge_settle(source_id int)
+returns boolean
+language sql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  update sequin.source s set home_oid = d.oid
+  from pg_database d
+  where s.id = $1 and d.datname = current_database() and s.home_oid is distinct from d.oid
+  returning true
+$$;
+comment on function sequin.bridge_settle(int) is 'For the bridge, once it captures another source: it is this database that does.';
+
+-- No table of a source is published: its publication is about to be made, or (is_other) it is another server than before,
+-- with oids of its own, where each is looked up anew by its name.
+create or replace function sequin.bridge_unpublish_source(source_id int, is_other boolean)
 returns bigint
 language sql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
   with unpublished as (
-    update sequin.source_table t set published_at = null
-    where t.source_id = $1 and t.published_at is not null
+    update sequin.source_table t
+    set published_at = null, relation_oid = case when not $2 then t.relation_oid end
+    where t.source_id = $1 and t.relation_oid is not null
     returning 1)
   select count(*) from unpublished
 $$;
-comment on function sequin.bridge_unpublish_source(int) is
+comment on function sequin.bridge_unpublish_source(int, boolean) is
 'For the bridge: no table of another source is captured any more, until each is published again. Returns how many were.';
 
 create or replace function sequin.bridge_table_error(table_id int, error text, hint text)

@@ -116,6 +116,9 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 	if err == nil {
 		s.applied, err = pglogrepl.ParseLSN(applied)
 	}
+	if err == nil && s.target != nil {
+		_, err = s.home.Exec(ctx, `select sequin.bridge_settle($1)`, s.sourceID)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("claim source: %w", err)
 	}
@@ -267,6 +270,9 @@ func (s *session) beginning(
 		return s.firstStart(ctx, state)
 	}
 
+	if err := s.refuseCopy(ctx, src); err != nil {
+		return 0, err
+	}
 	hole := s.hole(src, state, id, databaseOID)
 	if hole == "" && !hasPublication {
 		hole = fmt.Sprintf("publication %q does not exist any more: it was dropped", src.publication)
@@ -292,6 +298,9 @@ func (s *session) beginning(
 		s.slotName = fmt.Sprintf("sequin_%d", databaseOID)
 		if s.target != nil {
 			s.slotName = fmt.Sprintf("%s_%d", src.publication, databaseOID)
+			if _, err := s.home.Exec(ctx, `select sequin.bridge_unpublish_source($1, true)`, src.id); err != nil {
+				return 0, fmt.Errorf("take note that it is another server: %w", err)
+			}
 		}
 		if state, err = slot.Look(ctx, s.catalog, s.slotName); err != nil {
 			return 0, err
@@ -312,9 +321,31 @@ func (s *session) beginning(
 	return s.firstStart(ctx, state)
 }
 
+// refuseCopy refuses to go on with another source that is captured by the database that this one is a copy of: there is
+// one slot, and two would take turns with it.
+func (s *session) refuseCopy(ctx context.Context, src standing) error {
+	if s.target == nil {
+		return nil
+	}
+	var isCopy, isAccepted bool
+	const reason = "this database is a copy of the one that captures the source: one of the two may go on"
+	err := s.home.QueryRow(ctx, `select sequin.bridge_is_copy($1)`, src.id).Scan(&isCopy)
+	if err == nil && isCopy {
+		err = s.home.QueryRow(ctx, `select sequin.bridge_gap($1, $2, $3)`, src.id, src.applied.String(), reason).Scan(&isAccepted)
+	}
+	if err != nil {
+		return fmt.Errorf("look whose the slot is: %w", err)
+	}
+	if isCopy && !isAccepted {
+		return refuse(fmt.Sprintf("Where the other is gone for good: select sequin.accept_gap(%s); else drop this one's streams, and the source: "+
+			"sequin.drop_source leaves the other's slot alone.", quote.Literal(s.config.Source)), reason)
+	}
+	return nil
+}
+
 // makePublication makes another source's publication, with no table in it: they are put there when it is captured.
 func (s *session) makePublication(ctx context.Context, src standing) error {
-	if _, err := s.home.Exec(ctx, `select sequin.bridge_unpublish_source($1)`, src.id); err != nil {
+	if _, err := s.home.Exec(ctx, `select sequin.bridge_unpublish_source($1, false)`, src.id); err != nil {
 		return fmt.Errorf("take note that no table is published: %w", err)
 	}
 	return s.target.MakePublication(ctx, s.catalog, src.publication)

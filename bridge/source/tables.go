@@ -76,7 +76,7 @@ func (t *Tables) Run(ctx context.Context) {
 // table is a table of the source, as the log's database has it.
 type table struct {
 	ID          int32
-	GivenName   string
+	Name        string // as create_stream was given it; once it is known, what it is called there
 	OID         *int64
 	SortColumns []string
 	IsWanted    bool
@@ -145,16 +145,16 @@ func (t *Tables) capture(ctx context.Context, w table) error {
 	var schema, name, title, problem, hint string
 	var key, columns []string
 	var isFull bool
-	err = conn.QueryRow(ctx, checkQuery, w.GivenName, w.OID).Scan(&oid, &schema, &name, &title, &key, &columns, &isFull, &problem, &hint)
+	err = conn.QueryRow(ctx, checkQuery, w.Name, w.OID).Scan(&oid, &schema, &name, &title, &key, &columns, &isFull, &problem, &hint)
 	var pgErr *pgconn.PgError
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return t.refuse(ctx, w, fmt.Sprintf("table %s does not exist on the source", w.GivenName),
+		return t.refuse(ctx, w, fmt.Sprintf("table %s does not exist on the source", w.Name),
 			"Names are looked up by the search_path of the bridge's role there: write schema.table. The bridge looks again every few seconds.")
 	case errors.As(err, &pgErr) && pgErr.Code == pgerrcode.InsufficientPrivilege:
 		return t.refuse(ctx, w, pgErr.Message, "On the source: grant usage on schema … to "+quote.Identifier(t.Target.User())+";")
 	case err != nil:
-		return fmt.Errorf("look at table %s: %w", w.GivenName, err)
+		return fmt.Errorf("look at table %s: %w", w.Name, err)
 	case problem != "":
 		return t.refuse(ctx, w, problem, hint)
 	}
@@ -206,7 +206,7 @@ func (t *Tables) refuse(ctx context.Context, w table, reason, hint string) error
 		t.Log.Error("table not captured: "+reason, "hint", hint)
 	}
 	if _, err := t.Home.Exec(ctx, `select sequin.bridge_table_error($1, $2, $3)`, w.ID, reason, hint); err != nil {
-		return fmt.Errorf("record why table %s is not captured: %w", w.GivenName, err)
+		return fmt.Errorf("record why table %s is not captured: %w", w.Name, err)
 	}
 	return nil
 }
@@ -270,7 +270,7 @@ func (t *Tables) tidy(ctx context.Context, tables []table) error {
 			continue
 		}
 		if _, err := t.Home.Exec(ctx, `select sequin.bridge_unpublished($1)`, w.ID); err != nil {
-			return fmt.Errorf("take note that table %s is not captured: %w", w.GivenName, err)
+			return fmt.Errorf("take note that table %s is not captured: %w", w.Name, err)
 		}
 	}
 	return nil
@@ -310,7 +310,7 @@ func (t *Tables) watch(ctx context.Context, tables []table) error {
 		w := captured[l.OID]
 		delete(captured, l.OID)
 		if l.IsGone {
-			err = t.refuse(ctx, w, fmt.Sprintf("table %s was dropped on the source: there is no more of it", w.GivenName),
+			err = t.refuse(ctx, w, fmt.Sprintf("table %s was dropped on the source: there is no more of it", w.Name),
 				"Drop the stream and make it anew, if the table is back.")
 		} else {
 			err = t.refuse(ctx, w, fmt.Sprintf("table %s is not in publication %s on the source any more: its changes are not captured", l.Title, t.Publication),
@@ -323,7 +323,7 @@ func (t *Tables) watch(ctx context.Context, tables []table) error {
 	for _, w := range captured {
 		if w.Error != nil {
 			if _, err := t.Home.Exec(ctx, `select sequin.bridge_table_error($1, null, null)`, w.ID); err != nil {
-				return fmt.Errorf("take note that table %s is captured: %w", w.GivenName, err)
+				return fmt.Errorf("take note that table %s is captured: %w", w.Name, err)
 			}
 		}
 	}

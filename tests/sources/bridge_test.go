@@ -179,6 +179,17 @@ func TestGaps(t *testing.T) {
 	home.Exec(`select sequin.alter_source('far', $1)`, far.URL)
 	awaitHealth(t, home, "source far | ok")
 
+	// Accepted, it is captured: its tables are looked up by their names, whatever their oids.
+	home.Exec(`select sequin.alter_source('far', $1)`, other.URL)
+	awaitHealth(t, home, "source far | error | changes after")
+	other.Exec(`create table before (id int primary key); create table t (id int primary key)`)
+	home.Exec(`select sequin.accept_gap('far')`)
+	awaitHealth(t, home, "source far | ok")
+	awaitStream(t, home, "t", "active")
+	other.Exec(`insert into before values (1); insert into t values (10)`)
+	awaitMessages(t, home, `select record_pk from sequin.messages order by seq`, "1", "10")
+	far = other
+
 	if err := b.Stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +201,43 @@ func TestGaps(t *testing.T) {
 	awaitHealth(t, home, "source far | ok")
 	awaitPublished(t, far, "public.t")
 	far.Exec(`insert into t values (3)`)
-	awaitMessages(t, home, `select record_pk from sequin.messages order by seq`, "1", "3")
+	awaitMessages(t, home, `select record_pk from sequin.messages order by seq`, "1", "10", "3")
+	if err := b.Stop(); err != nil {
+		t.Errorf("the bridge ended with %v: %s", err, b.Log())
+	}
+}
+
+// A copy of the database leaves alone what is the original's on the source.
+func TestCopy(t *testing.T) {
+	t.Parallel()
+	home, far := pgtest.NewOn(t, pgtest.NewCluster(t, nil)), pgtest.Empty(t)
+	far.Exec(`create table t (id int primary key)`)
+	createSource(home, "far", far.URL)
+	b := pgtest.BridgeProcess(t, home.URL)
+	create(home, "t", "{t}", "")
+	awaitStream(t, home, "t", "active")
+	far.Exec(`insert into t values (1)`)
+	awaitMessages(t, home, `select record_pk from sequin.messages`, "1")
+	if err := b.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	home.Pool.Reset()
+	clone := pgtest.CloneOf(t, home)
+	b = pgtest.BridgeProcess(t, clone.URL)
+	awaitHealth(t, clone, "source far | error | this database is a copy of the one that captures the source")
+	clone.Exec(`select sequin.drop_stream('t'); select sequin.drop_source('far')`)
+	pgtest.Eventually(t, 20*time.Second, func() error {
+		if n := pgtest.Value[int](clone, `select count(*) from sequin.source`); n != 1 {
+			return fmt.Errorf("%d sources are left", n)
+		}
+		return nil
+	})
+	if err := b.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	far.Exec(`insert into t values (2)`)
+	b = pgtest.BridgeProcess(t, home.URL)
+	awaitMessages(t, home, `select record_pk from sequin.messages order by seq`, "1", "2")
 	if err := b.Stop(); err != nil {
 		t.Errorf("the bridge ended with %v: %s", err, b.Log())
 	}

@@ -79,7 +79,7 @@ func TestTables(t *testing.T) {
 
 	// A table that is dropped there, or taken out of the publication, is said to be.
 	far.Exec(`drop table missing; alter publication ` + publication(home) + ` drop table bare`)
-	awaitHealth(t, home, "stream missing | error | table missing of source far: table missing was dropped on the source",
+	awaitHealth(t, home, "stream missing | error | table missing of source far: table public.missing was dropped on the source",
 		"stream bare | error | table bare of source far: table public.bare is not in publication")
 	far.Exec(`alter publication ` + publication(home) + ` add table bare`)
 	awaitStream(t, home, "bare", "active")
