@@ -53,6 +53,8 @@ type Capture struct {
 	failed  int    // times in a row
 	refused string // the last refusal that was logged
 	waiting bool   // whether it was logged that another bridge has the slot
+
+	waitingSince time.Time
 }
 
 // How long between two looks at a slot that is not to be had, and after something went wrong.
@@ -60,6 +62,9 @@ const (
 	waitBetweenLooks = time.Second
 	minBackoff       = 200 * time.Millisecond
 	maxBackoff       = 5 * time.Second
+
+	// A bridge that is gone lets go of another source's slot within wal_sender_timeout, a minute by default.
+	slotLeaveTime = 90 * time.Second
 )
 
 // New returns a Capture.
@@ -91,7 +96,10 @@ func (c *Capture) Run(ctx context.Context) {
 			wait = waitBetweenLooks
 			if !c.waiting {
 				c.log.Info("another bridge is at work: standing by", "reason", err)
-				c.waiting = true
+				c.waiting, c.waitingSince = true, time.Now()
+			}
+			if c.target != nil && time.Since(c.waitingSince) > slotLeaveTime {
+				c.report(ctx, refuse("Who is it? On the source: select * from pg_stat_replication;", "the slot is read by somebody else: %s", err))
 			}
 		case errors.As(err, &refusal):
 			wait = waitBetweenLooks
