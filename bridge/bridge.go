@@ -113,6 +113,7 @@ func (b *Bridge) connect(ctx context.Context) (*pgxpool.Pool, error) {
 		"default_transaction_isolation":       "read committed",
 		"default_transaction_read_only":       "off",
 		"idle_in_transaction_session_timeout": "0",
+		"jit":                                 "off", // a plan made without enable_seqscan looks dear, and is compiled at each call
 		"statement_timeout":                   "60s",
 	} {
 		config.ConnConfig.RuntimeParams[setting] = value
