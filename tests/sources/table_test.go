@@ -161,7 +161,12 @@ func awaitPublished(t *testing.T, far *pgtest.DB, want ...string) {
 
 // Captured is what is committed after the stream is active, whoever was writing to the table just then.
 func TestPublishBesideWriters(t *testing.T) {
-	home, far := pair(t)
+	t.Parallel()
+	// On a server of its own: making a slot, anywhere on a server, waits for what is writing there.
+	home, far := pgtest.New(t), pgtest.EmptyOn(t, pgtest.NewCluster(t, nil))
+	createSource(home, "far", far.URL)
+	pgtest.StartBridge(t, home.URL)
+	awaitHealth(t, home, "source far | ok")
 	far.Exec(`create table t (id int primary key); create table free (id int primary key)`)
 	writer, err := far.Pool.Begin(t.Context())
 	if err != nil {
