@@ -78,7 +78,7 @@ func (c *Capture) Run(ctx context.Context) {
 	backoff := minBackoff
 	for ctx.Err() == nil {
 		began := time.Now()
-		err := c.capture(ctx)
+		err := c.judge(c.capture(ctx))
 		if ctx.Err() != nil {
 			if err != nil {
 				c.log.Warn("stopped before everything was confirmed: it is read again next time", "err", err)
@@ -89,7 +89,6 @@ func (c *Capture) Run(ctx context.Context) {
 			backoff = minBackoff
 		}
 		wait := backoff
-		err = c.judge(err)
 		var refusal *Refusal
 		switch {
 		case errors.Is(err, errSlotInUse):

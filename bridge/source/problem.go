@@ -35,7 +35,7 @@ func (t *Target) Explain(err error) error {
 	var certificate *tls.CertificateVerificationError
 	switch {
 	case errors.Is(err, context.Canceled):
-		return err
+		return fmt.Errorf("connect to the source: %w", context.Canceled)
 	case errors.As(err, &pgErr):
 		switch {
 		case pgErr.Code == pgerrcode.InvalidPassword:

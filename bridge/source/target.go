@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Queryer is a connection, or a pool of them, to the log's database.
@@ -138,10 +137,6 @@ func (t *Target) Scrub(text string) string {
 
 // ScrubError is Scrub for what is logged of an error.
 func (t *Target) ScrubError(err error) error {
-	var connect *pgconn.ConnectError
-	if errors.As(err, &connect) {
-		return t.Explain(err)
-	}
 	if text := t.Scrub(err.Error()); text != err.Error() {
 		return errors.New(text)
 	}

@@ -1,6 +1,7 @@
 package source
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -70,6 +71,9 @@ func TestNothingIsGivenAway(t *testing.T) {
 	target, err := newTarget("postgres://app:" + secret + "@db.example:1/x")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if err := target.Explain(fmt.Errorf("dial db.example: %w", context.Canceled)); !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "db.example") {
+		t.Errorf("got %v", err)
 	}
 	for _, err := range []error{
 		&pgconn.PgError{Code: "28P01", Message: secret},
