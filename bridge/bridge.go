@@ -63,6 +63,9 @@ func (b *Bridge) Run(ctx context.Context) error {
 	}
 	defer closeSoon(pool)
 	b.log.Info("bridge started", "version", b.config.Version)
+	var others sync.WaitGroup
+	others.Go(func() { b.serveSources(ctx, pool) })
+	defer others.Wait()
 	capture.New(capture.Config{
 		DatabaseURL: b.config.DatabaseURL,
 		Log:         b.log,
