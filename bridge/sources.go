@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"sequin/bridge/backfill"
 	"sequin/bridge/capture"
 	"sequin/bridge/changelog"
 	"sequin/bridge/pinned"
@@ -113,7 +114,7 @@ type keeper struct {
 	upkeep     atomic.Pointer[upkeep.Upkeep]
 	background sync.WaitGroup // upkeep
 
-	stopTables func()
+	stopParts func()
 }
 
 // run serves the source whenever it is this bridge's turn.
@@ -238,7 +239,7 @@ func (k *keeper) serve(ctx context.Context) {
 		Claimed:   func(claim capture.Claim) { k.claimed(ctx, claim) },
 		Written:   func(batch changelog.Batch) { k.upkeep.Load().Written(batch.LastSeq, batch.Routes) },
 		Lost: func() {
-			k.stopTables()
+			k.stopParts()
 			k.pool.Reset() // what ended the one may have cut the others off as well, and told nobody
 		},
 	}).Run(ctx)
@@ -261,15 +262,17 @@ func (k *keeper) claimed(ctx context.Context, claim capture.Claim) {
 		Home: k.pool, Log: k.log.With("component", "tables"), Target: claim.Target,
 		SourceID: k.source.ID, Slot: claim.Slot, Publication: claim.Publication,
 	})
+	history := backfill.New(backfill.Config{
+		DatabaseURL: k.bridge.config.DatabaseURL, SourceID: k.source.ID, Publication: claim.Publication, Encoding: claim.Encoding,
+		Log: k.log, Live: claim.Live, Connect: claim.Target.Connect, Scrub: claim.Target.ScrubError, Written: k.upkeep.Load().Added,
+	})
 	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		tables.Run(ctx)
-	}()
-	k.stopTables = func() {
+	var parts sync.WaitGroup
+	parts.Go(func() { tables.Run(ctx) })
+	parts.Go(func() { history.Run(ctx) })
+	k.stopParts = func() {
 		cancel()
-		<-done
+		parts.Wait()
 	}
 }
 

@@ -11,6 +11,7 @@ alter table sequin.source
 alter table sequin.source_table
   alter column relation_oid drop not null,
   add column column_names text[],                 -- null where it has not been found yet; local tables: in the catalog
+  add column identity_columns text[],             -- of its old rows, where the server sends no more of them; null: it sends all
   add column published_at timestamptz,            -- its changes are captured; null: not yet, or not any more
   add column error text,                          -- why the bridge cannot
   add column error_hint text;

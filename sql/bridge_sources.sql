@@ -70,7 +70,8 @@ comment on function sequin.bridge_source_tables(int) is
 -- A table has been found on its source, and may be streamed: who it is. Where it is one that is known already, under
 -- another spelling or by another stream, it becomes that one.
 create or replace function sequin.bridge_resolved(
-  table_id int, relation_oid bigint, schema_name text, table_name text, key_columns text[], column_names text[]
+  table_id int, relation_oid bigint, schema_name text, table_name text, key_columns text[], column_names text[],
+  identity_columns text[]
 )
 returns int
 language plpgsql
@@ -90,7 +91,7 @@ begin
     update sequin.source_table t
     set relation_oid = bridge_resolved.relation_oid::oid, schema_name = bridge_resolved.schema_name,
         table_name = bridge_resolved.table_name, key_columns = bridge_resolved.key_columns,
-        column_names = bridge_resolved.column_names
+        column_names = bridge_resolved.column_names, identity_columns = bridge_resolved.identity_columns
     where t.id = v_table.id;
     return v_table.id;
   end if;
@@ -107,10 +108,13 @@ begin
   end if;
   update sequin.stream_table st set table_id = v_known.id where st.table_id = v_table.id;
   update sequin.consumer c set routes = array_replace(c.routes, v_table.id, v_known.id) where v_table.id = any (c.routes);
+  update sequin.consumer_expression e set route_id = v_known.id where e.route_id = v_table.id;
+  update sequin.side_route r set table_id = v_known.id where r.table_id = v_table.id;
+  update sequin.backfill b set table_ids = array_replace(b.table_ids, v_table.id, v_known.id) where v_table.id = any (b.table_ids);
   delete from sequin.source_table t where t.id = v_table.id;
   return v_known.id;
 end $$;
-comment on function sequin.bridge_resolved(int, bigint, text, text, text[], text[]) is
+comment on function sequin.bridge_resolved(int, bigint, text, text, text[], text[], text[]) is
 'For the bridge: which relation of another source a table is. Returns the id it goes by from here on; null: it is refused.';
 
 -- A table is in its source''s publication: every change that is committed from here on is captured.
@@ -217,7 +221,8 @@ comment on function sequin.bridge_table_error(int, text, text) is
 
 -- A relation of another source as the stream describes it now: keeps names and key up with renames and new keys.
 create or replace function sequin.bridge_far_relation(
-  source_id int, relation_oid bigint, schema_name text, table_name text, key_columns text[], column_names text[]
+  source_id int, relation_oid bigint, schema_name text, table_name text, key_columns text[], column_names text[],
+  identity_columns text[]
 )
 returns text[]
 language plpgsql
@@ -234,14 +239,15 @@ begin
   end if;
   update sequin.source_table t
   set schema_name = bridge_far_relation.schema_name, table_name = bridge_far_relation.table_name,
-      key_columns = bridge_far_relation.key_columns, column_names = bridge_far_relation.column_names
+      key_columns = bridge_far_relation.key_columns, column_names = bridge_far_relation.column_names,
+      identity_columns = bridge_far_relation.identity_columns
   where t.id = v_table.id
-    and (t.schema_name, t.table_name, t.key_columns, t.column_names) is distinct from
+    and (t.schema_name, t.table_name, t.key_columns, t.column_names, t.identity_columns) is distinct from
         (bridge_far_relation.schema_name, bridge_far_relation.table_name, bridge_far_relation.key_columns,
-         bridge_far_relation.column_names);
+         bridge_far_relation.column_names, bridge_far_relation.identity_columns);
   return key_columns;
 end $$;
-comment on function sequin.bridge_far_relation(int, bigint, text, text, text[], text[]) is
+comment on function sequin.bridge_far_relation(int, bigint, text, text, text[], text[], text[]) is
 'For the bridge: a streamed relation of another source has these names now; column_names is null where it has been dropped
 since. Returns the columns that name its rows.';
 
@@ -289,6 +295,8 @@ begin
   delete from sequin.gap g where g.source_id = $1;
   delete from sequin.progress p where p.source_id = $1;
   delete from sequin.source_sample n where n.source_id = $1;
+  delete from sequin.dropped_log d using sequin.source_table t where t.source_id = $1 and d.route_id = t.id;
+  perform sequin._forget_side_routes(t.id) from sequin.source_table t where t.source_id = $1;
   delete from sequin.source_table t where t.source_id = $1;
   delete from sequin.source s where s.id = $1;
   return true;

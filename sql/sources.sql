@@ -270,12 +270,26 @@ begin
   return 'created';
 end $$;
 
+-- What consumers that are gone have had of a table's rows beside its log. The rows go with their segment.
+create or replace function sequin._forget_side_routes(table_id int)
+returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+  delete from sequin.tally y using sequin.side_route r where r.table_id = $1 and y.route_id = r.id;
+  delete from sequin.side_route r where r.table_id = $1
+$$;
+
 -- Lets go of tables of another source that no stream needs any more: the bridge takes them out of the publication.
 create or replace function sequin._release_tables(source_id int)
 returns void
 language sql
 set search_path = pg_catalog, pg_temp
 as $$
+  select sequin._forget_side_routes(t.id) from sequin.source_table t
+  where t.source_id = $1 and t.column_names is null
+    and exists (select from sequin.source s where s.id = $1 and s.conninfo is not null)
+    and not exists (select from sequin.stream_table st where st.table_id = t.id);
   delete from sequin.source_table t
   where t.source_id = $1 and t.column_names is null
     and exists (select from sequin.source s where s.id = $1 and s.conninfo is not null)

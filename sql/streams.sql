@@ -233,8 +233,12 @@ begin
       message = format('stream "%s" exists already%s', name, case when if_not_exists then ', and is another one' else '' end),
       hint = case when if_not_exists
         then format('It is %s of %s. Give this one another name, or sequin.drop_stream(%L) first.', v_old.mode,
-               (select string_agg(coalesce(sequin._table_name(o.relation), 'a dropped table'), ', ')
-                from unnest(v_old_relations) o(relation)), name)
+               (select string_agg(coalesce(case when s.conninfo is null then sequin._table_name(t.relation_oid) else st.given_name end,
+                         'a dropped table'), ', ' order by st.position)
+                from sequin.stream_table st
+                join sequin.source_table t on t.id = st.table_id
+                join sequin.source s on s.id = t.source_id
+                where st.stream_id = v_old.id), name)
         else 'if_not_exists => true makes the same definition a no-op.' end;
   end if;
 

@@ -45,6 +45,7 @@ type Claim struct {
 	Publication string
 	Segment     int32
 	LastSeq     int64
+	Encoding    string // of the log's database
 	Live        *Live
 	Target      *source.Target // of another source than local
 }
@@ -191,7 +192,8 @@ func (c *Capture) capture(ctx context.Context) error {
 	c.waiting, c.refused = false, ""
 	c.log.Info("capturing", "slot", s.slotName, "from", s.applied)
 	c.config.Claimed(Claim{
-		SourceID: s.sourceID, Slot: s.slotName, Publication: s.publication, Segment: s.segment, LastSeq: s.lastSeq, Live: &s.live, Target: c.target,
+		SourceID: s.sourceID, Slot: s.slotName, Publication: s.publication, Segment: s.segment, LastSeq: s.lastSeq,
+		Encoding: s.encoding, Live: &s.live, Target: c.target,
 	})
 	defer c.config.Lost()
 	err = s.run(ctx)

@@ -313,13 +313,13 @@ func (r *reader) keyColumns(ctx context.Context, rel *wal.Relation) (key []strin
 			Scan(&key, &isRoot)
 		return key, isRoot, err
 	}
-	var columns []string // none: it has been dropped since
-	err = r.catalog.QueryRow(ctx, source.ColumnsQuery, int64(rel.OID)).Scan(&key, &columns, &isRoot)
+	var columns, identity []string // no columns: it has been dropped since
+	err = r.catalog.QueryRow(ctx, source.ColumnsQuery, int64(rel.OID)).Scan(&key, &columns, &identity, &isRoot)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return nil, false, err
 	}
-	err = r.home.QueryRow(ctx, `select sequin.bridge_far_relation($1, $2, $3, $4, $5, $6)`,
-		r.sourceID, int64(rel.OID), rel.Schema, rel.Name, key, columns).Scan(&key)
+	err = r.home.QueryRow(ctx, `select sequin.bridge_far_relation($1, $2, $3, $4, $5, $6, $7)`,
+		r.sourceID, int64(rel.OID), rel.Schema, rel.Name, key, columns, identity).Scan(&key)
 	return key, isRoot, err
 }
 

@@ -35,7 +35,6 @@ with recursive rel as (
   join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 )
 select r.oid::bigint, r.nspname::text, r.relname::text, r.title, ` + columnsOf + `,
-       not exists (select from leaf l where l.relkind = 'r' and l.relreplident <> 'f'),
        coalesce(p.problem, ''), coalesce(p.hint, '')
 from rel r
 left join lateral (
@@ -72,7 +71,8 @@ left join lateral (
   order by v.place
   limit 1) p on true`
 
-// columnsOf are the columns that name the rows of relation r, as sequin._key_columns has it, and all columns.
+// columnsOf are the columns that name the rows of relation r, as sequin._key_columns has it; all columns; and those that
+// its old rows have in the write-ahead log, null where that is all.
 const columnsOf = `coalesce(
          (select pg_catalog.array_agg(a.attname::text order by k.place)
           from (select i.indkey::int2[] as attnums
@@ -84,10 +84,28 @@ const columnsOf = `coalesce(
           join pg_catalog.pg_attribute a on a.attrelid = r.oid and a.attnum = k.attnum),
          '{}'),
        array(select a.attname::text from pg_catalog.pg_attribute a
-             where a.attrelid = r.oid and a.attnum > 0 and not a.attisdropped order by a.attnum)`
+             where a.attrelid = r.oid and a.attnum > 0 and not a.attisdropped order by a.attnum),
+       case when not (
+           with recursive down(oid, kind) as (
+             select r.oid, r.relkind
+             union all
+             select c.oid, c.relkind
+             from down d
+             join pg_catalog.pg_inherits i on i.inhparent = d.oid
+             join pg_catalog.pg_class c on c.oid = i.inhrelid
+             where d.kind = 'p'
+           )
+           select pg_catalog.bool_and(c.relreplident = 'f')
+           from down d join pg_catalog.pg_class c on c.oid = d.oid where c.relkind = 'r' or c.oid = r.oid)
+         then array(
+           select a.attname::text
+           from pg_catalog.pg_index i
+           join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = any (i.indkey::int2[])
+           where i.indrelid = r.oid and case when r.relreplident = 'i' then i.indisreplident else i.indisprimary end
+           order by a.attnum) end`
 
-// ColumnsQuery asks a source for the columns that name a relation's rows ($1, its oid), all its columns, and whether it is
-// partitioned.
+// ColumnsQuery asks a source for the columns that name a relation's rows ($1, its oid), all its columns, those of its old
+// rows, and whether it is partitioned.
 const ColumnsQuery = `select ` + columnsOf + `, r.relkind = 'p' from pg_catalog.pg_class r where r.oid = $1::bigint::pg_catalog.oid`
 
 // lostQuery finds those of the relations ($1) that are gone from the source, or from the publication ($2).

@@ -138,9 +138,8 @@ func (t *Tables) capture(ctx context.Context, w table) error {
 	}
 	var oid int64
 	var schema, name, title, problem, hint string
-	var key, columns []string
-	var isFull bool
-	err = conn.QueryRow(ctx, checkQuery, w.Name, w.OID).Scan(&oid, &schema, &name, &title, &key, &columns, &isFull, &problem, &hint)
+	var key, columns, identity []string
+	err = conn.QueryRow(ctx, checkQuery, w.Name, w.OID).Scan(&oid, &schema, &name, &title, &key, &columns, &identity, &problem, &hint)
 	var pgErr *pgconn.PgError
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
@@ -160,7 +159,7 @@ func (t *Tables) capture(ctx context.Context, w table) error {
 	}
 	// Known here first, published there then: no change comes before it is known whose it is.
 	var id *int32
-	err = t.Home.QueryRow(ctx, `select sequin.bridge_resolved($1, $2, $3, $4, $5, $6)`, w.ID, oid, schema, name, key, columns).Scan(&id)
+	err = t.Home.QueryRow(ctx, `select sequin.bridge_resolved($1, $2, $3, $4, $5, $6, $7)`, w.ID, oid, schema, name, key, columns, identity).Scan(&id)
 	if err != nil {
 		return fmt.Errorf("take note of table %s: %w", title, err)
 	}
@@ -190,7 +189,7 @@ func (t *Tables) capture(ctx context.Context, w table) error {
 		return fmt.Errorf("take note of table %s: %w", title, err)
 	}
 	t.Log.Info("table captured", "table", title)
-	if !isFull {
+	if identity != nil {
 		t.Log.Debug("old values are the key's only, as its replica identity is not full", "table", title)
 	}
 	return nil
