@@ -45,7 +45,8 @@ comment on function sequin.bridge_serve(int) is
 -- Tables of another source that the bridge has something to do for.
 create or replace function sequin.bridge_source_tables(source_id int)
 returns table (
-  table_id int, name text, relation_oid bigint, sort_columns text[], is_wanted boolean, is_captured boolean, error text
+  table_id int, name text, relation_oid bigint, sort_columns text[], is_wanted boolean, is_captured boolean, error text,
+  publication_rel_oid bigint
 )
 language sql
 stable
@@ -53,7 +54,8 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
   select t.id, case when t.column_names is null then w.given_name else format('%I.%I', t.schema_name, t.table_name) end,
-         t.relation_oid::bigint, coalesce(w.sort_columns, '{}'), w.is_wanted, t.published_at is not null, t.error
+         t.relation_oid::bigint, coalesce(w.sort_columns, '{}'), w.is_wanted, t.published_at is not null, t.error,
+         t.publication_rel_oid::bigint
   from sequin.source_table t
   cross join lateral (
     select min(st.given_name) as given_name, count(*) > 0 as is_wanted,
@@ -118,18 +120,64 @@ comment on function sequin.bridge_resolved(int, bigint, text, text, text[], text
 'For the bridge: which relation of another source a table is. Returns the id it goes by from here on; null: it is refused.';
 
 -- A table is in its source''s publication: every change that is committed from here on is captured.
-create or replace function sequin.bridge_published(table_id int)
+create or replace function sequin.bridge_published(table_id int, publication_rel_oid bigint)
 returns boolean
 language sql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
   update sequin.source_table t
-  set published_at = clock_timestamp(), error = null, error_hint = null
+  set published_at = clock_timestamp(), publication_rel_oid = $2::oid, unpublished_lsn = null, error = null, error_hint = null
   where t.id = $1 and exists (select from sequin.stream_table st where st.table_id = t.id)
   returning true
 $$;
-comment on function sequin.bridge_published(int) is 'For the bridge: the changes of a table of another source are captured now.';
+comment on function sequin.bridge_published(int, bigint) is
+'For the bridge: the changes of a table of another source are captured now. publication_rel_oid is its place there.';
+
+-- As bridge_publication looks at the tables of this database: one that is out of the publication is missing changes, and
+-- once it is back under another place, that is a gap.
+create or replace function sequin.bridge_unpublished_at(table_id int, lsn text)
+returns boolean
+language sql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  update sequin.source_table t set unpublished_lsn = $2::pg_lsn where t.id = $1 and t.unpublished_lsn is null returning true
+$$;
+comment on function sequin.bridge_unpublished_at(int, text) is
+'For the bridge: a table of another source was seen to be out of its publication, at this LSN.';
+
+create or replace function sequin.bridge_republished(table_id int, publication_rel_oid bigint, lsn text)
+returns boolean
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_table sequin.source_table;
+begin
+  select * into v_table from sequin.source_table t
+  where t.id = bridge_republished.table_id and t.published_at is not null
+    and (t.publication_rel_oid <> bridge_republished.publication_rel_oid::oid or t.unpublished_lsn is not null)
+  for update;
+  if not found then
+    return false;
+  end if;
+  insert into sequin.gap (source_id, from_lsn, to_lsn, reason)
+  select s.id,
+         coalesce(v_table.unpublished_lsn,
+           (select p.applied_lsn from sequin.progress p where p.source_id = s.id order by p.step desc limit 1), lsn::pg_lsn),
+         lsn::pg_lsn,
+         format('table %I.%I was out of publication "%s" for a while: only its changes from then are missing',
+           v_table.schema_name, v_table.table_name, s.publication_name)
+  from sequin.source s where s.id = v_table.source_id;
+  update sequin.source_table t
+  set publication_rel_oid = bridge_republished.publication_rel_oid::oid, unpublished_lsn = null
+  where t.id = v_table.id;
+  return true;
+end $$;
+comment on function sequin.bridge_republished(int, bigint, text) is
+'For the bridge: a table of another source is in its publication again, at this place. What it has missed is a gap.';
 
 -- A table is out of its source''s publication. Its rows of the log keep its id.
 create or replace function sequin.bridge_unpublished(table_id int)

@@ -15,6 +15,8 @@
 -- once that has come to where the chunk was read. So no row comes older than it came before, and none is missing.
 --
 -- Until its history is written, a consumer reads nothing after what is written of it: _head is the end of its log.
+--
+-- Of another source's tables the LSN, the snapshot and the rows are that server's. A backfill waits until they are published.
 
 -- The log's end, as far as a consumer is concerned. One statement, and so one moment, whatever the caller knows.
 create or replace function sequin._head(c sequin.consumer)

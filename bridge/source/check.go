@@ -108,16 +108,16 @@ const columnsOf = `coalesce(
 // rows, and whether it is partitioned.
 const ColumnsQuery = `select ` + columnsOf + `, r.relkind = 'p' from pg_catalog.pg_class r where r.oid = $1::bigint::pg_catalog.oid`
 
-// lostQuery finds those of the relations ($1) that are gone from the source, or from the publication ($2).
-const lostQuery = `
-select o.oid::bigint, c.oid is null, case when c.oid is null then '' else pg_catalog.format('%I.%I', n.nspname, c.relname) end
+// placesQuery tells of relations ($1) whether they are there, under which name, and at which place in the publication ($2),
+// with how far the server has written.
+const placesQuery = `
+select o.oid::bigint, c.oid is null, case when c.oid is null then '' else pg_catalog.format('%I.%I', n.nspname, c.relname) end,
+       r.oid::bigint, pg_catalog.pg_current_wal_insert_lsn()::text
 from pg_catalog.unnest($1::bigint[]) o(oid)
 left join pg_catalog.pg_class c on c.oid = o.oid::pg_catalog.oid
 left join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-where c.oid is null or not exists (
-  select from pg_catalog.pg_publication p
-  join pg_catalog.pg_publication_rel r on r.prpubid = p.oid
-  where p.pubname = $2 and r.prrelid = c.oid)`
+left join pg_catalog.pg_publication p on p.pubname = $2
+left join pg_catalog.pg_publication_rel r on r.prpubid = p.oid and r.prrelid = c.oid`
 
 // surplusQuery finds what is in the publication ($2), and is none of the relations ($1).
 const surplusQuery = `

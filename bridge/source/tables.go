@@ -82,6 +82,7 @@ type table struct {
 	IsWanted    bool
 	IsCaptured  bool
 	Error       *string
+	RelOID      *int64 // its place in the publication
 }
 
 func (t *Tables) look(ctx context.Context) error {
@@ -175,7 +176,7 @@ func (t *Tables) capture(ctx context.Context, w table) error {
 	if err != nil {
 		return fmt.Errorf("look for table %s: %w", title, err)
 	}
-	err = t.publish(ctx, conn, oid, title)
+	relOID, err := t.publish(ctx, conn, oid, title)
 	switch {
 	case errors.As(err, &pgErr) && pgErr.Code == pgerrcode.LockNotAvailable:
 		return t.refuse(ctx, w, fmt.Sprintf("table %s is being written to by a long transaction, which has to end before it is published", title),
@@ -185,7 +186,7 @@ func (t *Tables) capture(ctx context.Context, w table) error {
 	case err != nil:
 		return fmt.Errorf("publish table %s: %w", title, err)
 	}
-	if _, err := t.Home.Exec(ctx, `select sequin.bridge_published($1)`, w.ID); err != nil {
+	if _, err := t.Home.Exec(ctx, `select sequin.bridge_published($1, $2)`, w.ID, relOID); err != nil {
 		return fmt.Errorf("take note of table %s: %w", title, err)
 	}
 	t.Log.Info("table captured", "table", title)
@@ -208,29 +209,31 @@ func (t *Tables) refuse(ctx context.Context, w table, reason, hint string) error
 // publish puts a table into the publication. It waits for transactions that are writing to it, for a short while, and
 // keeps others from starting: what was written before is not captured, whenever it commits. One that is there already is
 // put there anew, and so told to the bridge's reader again, which may have forgotten it while nobody wanted it.
-func (t *Tables) publish(ctx context.Context, conn *pgx.Conn, oid int64, title string) error {
-	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+func (t *Tables) publish(ctx context.Context, conn *pgx.Conn, oid int64, title string) (relOID int64, err error) {
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "set local lock_timeout = '3s'"); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, "lock table "+title+" in share mode"); err != nil {
 			return err
 		}
-		var isThere bool
-		err := tx.QueryRow(ctx, `select exists (select from pg_catalog.pg_publication p
+		const place = `select coalesce((select r.oid::bigint from pg_catalog.pg_publication p
 			join pg_catalog.pg_publication_rel r on r.prpubid = p.oid
-			where p.pubname = $1 and r.prrelid = $2::bigint::pg_catalog.oid)`, t.Publication, oid).Scan(&isThere)
-		if err != nil {
+			where p.pubname = $1 and r.prrelid = $2::bigint::pg_catalog.oid), 0)`
+		if err := tx.QueryRow(ctx, place, t.Publication, oid).Scan(&relOID); err != nil {
 			return err
 		}
-		if isThere {
+		if relOID != 0 {
 			if _, err := tx.Exec(ctx, "alter publication "+quote.Identifier(t.Publication)+" drop table "+title); err != nil {
 				return err
 			}
 		}
-		_, err = tx.Exec(ctx, "alter publication "+quote.Identifier(t.Publication)+" add table "+title)
-		return err
+		if _, err := tx.Exec(ctx, "alter publication "+quote.Identifier(t.Publication)+" add table "+title); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, place, t.Publication, oid).Scan(&relOID)
 	})
+	return relOID, err
 }
 
 // tidy takes what no stream wants any more out of the publication.
@@ -270,7 +273,7 @@ func (t *Tables) tidy(ctx context.Context, tables []table) error {
 	return nil
 }
 
-// watch looks for captured tables that are gone from the source, or from the publication.
+// watch looks for captured tables that are gone from the source, or from the publication, or have been.
 func (t *Tables) watch(ctx context.Context, tables []table) error {
 	captured := map[int64]table{}
 	oids := []int64{}
@@ -287,38 +290,42 @@ func (t *Tables) watch(ctx context.Context, tables []table) error {
 	if err != nil {
 		return err
 	}
-	type loss struct {
+	type place struct {
 		OID    int64
 		IsGone bool
 		Title  string
+		RelOID *int64
+		LSN    string
 	}
-	rows, err := conn.Query(ctx, lostQuery, oids, t.Publication)
+	rows, err := conn.Query(ctx, placesQuery, oids, t.Publication)
 	if err != nil {
 		return fmt.Errorf("look at publication %s: %w", t.Publication, err)
 	}
-	losses, err := pgx.CollectRows(rows, pgx.RowToStructByPos[loss])
+	places, err := pgx.CollectRows(rows, pgx.RowToStructByPos[place])
 	if err != nil {
 		return fmt.Errorf("look at publication %s: %w", t.Publication, err)
 	}
-	for _, l := range losses {
-		w := captured[l.OID]
-		delete(captured, l.OID)
-		if l.IsGone {
+	for _, p := range places {
+		w := captured[p.OID]
+		switch {
+		case p.IsGone:
 			err = t.refuse(ctx, w, fmt.Sprintf("table %s was dropped on the source: there is no more of it", w.Name),
 				"Drop the stream and make it anew, if the table is back.")
-		} else {
-			err = t.refuse(ctx, w, fmt.Sprintf("table %s is not in publication %s on the source any more: its changes are not captured", l.Title, t.Publication),
-				fmt.Sprintf("On the source: alter publication %s add table %s;", quote.Identifier(t.Publication), l.Title))
+		case p.RelOID == nil:
+			if _, err = t.Home.Exec(ctx, `select sequin.bridge_unpublished_at($1, $2)`, w.ID, p.LSN); err == nil {
+				err = t.refuse(ctx, w, fmt.Sprintf("table %s is not in publication %s on the source any more: its changes are not captured", p.Title, t.Publication),
+					fmt.Sprintf("On the source: alter publication %s add table %s;", quote.Identifier(t.Publication), p.Title))
+			}
+		default:
+			if w.RelOID == nil || *w.RelOID != *p.RelOID || w.Error != nil {
+				_, err = t.Home.Exec(ctx, `select sequin.bridge_republished($1, $2, $3)`, w.ID, *p.RelOID, p.LSN)
+			}
+			if err == nil && w.Error != nil {
+				_, err = t.Home.Exec(ctx, `select sequin.bridge_table_error($1, null, null)`, w.ID)
+			}
 		}
 		if err != nil {
-			return err
-		}
-	}
-	for _, w := range captured {
-		if w.Error != nil {
-			if _, err := t.Home.Exec(ctx, `select sequin.bridge_table_error($1, null, null)`, w.ID); err != nil {
-				return fmt.Errorf("take note that table %s is captured: %w", w.Name, err)
-			}
+			return fmt.Errorf("take note of table %s: %w", w.Name, err)
 		}
 	}
 	return nil

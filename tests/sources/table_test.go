@@ -83,6 +83,12 @@ func TestTables(t *testing.T) {
 		"stream bare | error | table bare of source far: table public.bare is not in publication")
 	far.Exec(`alter publication ` + publication(home) + ` add table bare`)
 	awaitStream(t, home, "bare", "active")
+	awaitHealth(t, home, `gap in source far | error | lost changes from`, `table public.bare was out of publication`)
+	// Out and back in between two looks, it has missed something all the same.
+	home.Exec(`select sequin.accept_gap('far')`)
+	far.Exec(`alter publication ` + publication(home) + ` drop table bare`)
+	far.Exec(`alter publication ` + publication(home) + ` add table bare`)
+	awaitHealth(t, home, `gap in source far | error | lost changes from`, `table public.bare was out of publication`)
 }
 
 func publication(home *pgtest.DB) string {
