@@ -1,11 +1,13 @@
 package sources
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	"sequin/bridge/localpg"
 	"sequin/tests/pgtest"
 )
 
@@ -223,4 +225,50 @@ func TestBeginningBesideWriters(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A source that goes away in the middle of a history, and a bridge that is killed there: it goes on where it was.
+func TestBeginningStopped(t *testing.T) {
+	t.Parallel()
+	home, c := pgtest.New(t), pgtest.NewCluster(t, nil)
+	far := pgtest.EmptyOn(t, c)
+	const count = 60_000
+	far.Exec(`create table item (id int primary key, note text)`)
+	far.Exec(`insert into item select n, repeat('x', 300) from generate_series(1, $1::int) n`, count)
+	createSource(home, "far", far.URL)
+	b := pgtest.BridgeProcess(t, home.URL)
+	create(home, "item", "{item}", "")
+	awaitStream(t, home, "item", "active")
+	home.Exec(`select sequin.create_consumer('c', 'item', group_by => '{}', start_at => 'beginning')`)
+	isRunning := func() error {
+		if n := pgtest.Value[int64](home, `select coalesce(max(rows_done), 0) from sequin.backfills where state = 'running'`); n == 0 {
+			return fmt.Errorf("nothing is read yet")
+		}
+		return nil
+	}
+	pgtest.Eventually(t, 30*time.Second, isRunning)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := c.Stop(ctx, localpg.Fast); err != nil {
+		t.Fatal(err)
+	}
+	awaitHealth(t, home, "source far | error | the source cannot be reached: connection refused")
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.Kill()
+	first := b.Log()
+	b = pgtest.BridgeProcess(t, home.URL)
+	got := await(t, home, "c", "record_pk", count)
+	for i, key := range got {
+		if key != fmt.Sprint(i+1) {
+			t.Fatalf("message %d is of row %s", i+1, key)
+		}
+	}
+	if err := b.Stop(); err != nil {
+		t.Errorf("the bridge ended with %v: %s", err, b.Log())
+	}
+	if log := first + b.Log(); strings.Contains(log, "127.0.0.1") || strings.Contains(log, far.URL) {
+		t.Errorf("what the source is reached by is in the log: %s", log)
+	}
 }
