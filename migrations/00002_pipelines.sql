@@ -1,5 +1,8 @@
 -- +goose Up
 
+-- They were empty, and of other types.
+drop view if exists sequin.pipelines, sequin.pipeline_status;
+
 -- Change capture pipelines: each change of a table into an event log table of the user's.
 create table sequin.pipeline (
   id              int generated always as identity primary key,

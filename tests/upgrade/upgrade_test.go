@@ -3,8 +3,11 @@ package upgrade
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
+	_ "embed"
 	"errors"
+	"io"
 	"io/fs"
 	"os/exec"
 	"slices"
@@ -118,6 +121,42 @@ func TestUpAgain(t *testing.T) {
 	same(t, catalog(db), before)
 	if v := pgtest.Value[string](db, `select sequin.version()`); v != schema.Version {
 		t.Errorf("sequin.version() is %s", v)
+	}
+}
+
+//go:embed testdata/live_changes_only.sql.gz
+var earlier []byte // what migrate --dump printed before there were filters, backfills and pipelines
+
+// An installation of an earlier version, in use: what is left is what is made anew, and its workers go on where they were.
+func TestUpFromEarlier(t *testing.T) {
+	t.Parallel()
+	script, err := gzip.NewReader(bytes.NewReader(earlier))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(script)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := pgtest.Empty(t)
+	db.Exec(string(text))
+	db.Exec(`create table orders (id int primary key, note text);
+		select sequin.create_stream('orders', '{orders}');
+		select sequin.create_consumer('mailer', 'orders');
+		select sequin.create_consumer('by_note', 'orders', group_by => '{note}')`)
+	if s := state(t, db); s != schema.Older {
+		t.Errorf("got state %v", s)
+	}
+	up(t, db)
+	same(t, catalog(db), catalog(pgtest.New(t)))
+	stop := pgtest.StartBridge(t, db.URL)
+	defer stop()
+	db.Exec(`insert into orders select i, 'n' from generate_series(1, 3) i`)
+	for _, consumer := range []string{"mailer", "by_note"} {
+		got := pgtest.Column[string](db, `select record_pk from sequin.pop($1, 10, '10s') order by seq`, consumer)
+		if !slices.Equal(got, []string{"1", "2", "3"}) {
+			t.Errorf("%s got %v", consumer, got)
+		}
 	}
 }
 
