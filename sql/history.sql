@@ -116,7 +116,7 @@ begin
   end if;
 
   if not (
-       select case when s.conninfo is not null then sequin._is_served(s.id)
+       select case when s.conninfo is not null then sequin._has_bridge()
                    else exists (select from pg_replication_slots r where r.slot_name = s.slot_name and r.active) end
        from sequin.source s where s.id = v_stream.source_id) then
     raise warning using

@@ -25,6 +25,19 @@ as $$
       and l.classid = sequin._source_lock()::oid and l.objid = $1::oid)
 $$;
 
+-- Whether a bridge is at work on this database: it takes a source on within a second.
+create or replace function sequin._has_bridge()
+returns boolean
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select exists (
+           select from sequin.source s join pg_replication_slots r on r.slot_name = s.slot_name and r.active where s.conninfo is null)
+      or exists (select from sequin.source s where s.conninfo is not null and sequin._is_served(s.id))
+$$;
+
 -- The source of that name. 42704 if there is none.
 create or replace function sequin._source(name text)
 returns sequin.source
@@ -266,7 +279,7 @@ begin
   raise warning using
     message = format('stream "%s": its changes are captured from when the bridge has found its tables on source "%s"', name, source),
     hint = format('%sselect state, error from sequin.streams where name = %L;',
-      case when sequin._is_served(v_source.id) then '' else 'No bridge serves it now: sequin bridge --database-url … Then: ' end, name);
+      case when sequin._has_bridge() then '' else 'No bridge is running: sequin bridge --database-url … Then: ' end, name);
   return 'created';
 end $$;
 
