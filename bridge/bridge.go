@@ -63,6 +63,9 @@ func (b *Bridge) Run(ctx context.Context) error {
 	}
 	defer closeSoon(pool)
 	b.log.Info("bridge started", "version", b.config.Version)
+	var others sync.WaitGroup
+	others.Go(func() { b.serveSources(ctx, pool) })
+	defer others.Wait()
 	capture.New(capture.Config{
 		DatabaseURL: b.config.DatabaseURL,
 		Log:         b.log,
@@ -141,8 +144,8 @@ func (b *Bridge) claimed(ctx context.Context, pool *pgxpool.Pool, claim capture.
 	u := upkeep.New(pool, b.log, claim.SourceID, claim.Segment, claim.LastSeq)
 	b.upkeep.Store(u)
 	history := backfill.New(backfill.Config{
-		DatabaseURL: b.config.DatabaseURL, SourceURL: b.config.DatabaseURL, SourceID: claim.SourceID,
-		Publication: claim.Publication, Log: b.log, Live: claim.Live, Written: u.Added,
+		DatabaseURL: b.config.DatabaseURL, SourceID: claim.SourceID,
+		Publication: claim.Publication, Encoding: claim.Encoding, Log: b.log, Live: claim.Live, Written: u.Added,
 	})
 	ctx, cancel := context.WithCancel(ctx)
 	var parts sync.WaitGroup

@@ -14,7 +14,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
   select b.id, c.name, b.state = 'waiting', b.segment, b.live_segment, b.cut_lsn::text, b.cut_xmin, b.cut_at is not null,
-         (select array_agg(t.relation_oid::bigint order by array_position(b.table_ids, t.id))
+         (select array_agg(coalesce(t.relation_oid::bigint, 0) order by array_position(b.table_ids, t.id))
           from sequin.source_table t where t.id = any (b.table_ids)),
          b.table_ids, b.side_routes, b.sort_column, b.from_row, b.conditions,
          coalesce(p.step, 0), coalesce(p.place, 1), p.last_key, coalesce(p.last_seq, b.segment::bigint << 32),
@@ -70,7 +70,11 @@ begin
   select * into b from sequin.backfill t where t.id = backfill_id;
   select * into c from sequin.consumer t where t.id = b.consumer_id;
   if c.start_seq is null and not b.is_start or exists (
-       select from sequin.backfill o where o.consumer_id = b.consumer_id and o.state = 'running') then
+       select from sequin.backfill o where o.consumer_id = b.consumer_id and o.state = 'running')
+     -- Of another source's table, only what follows its publication is in the log.
+     or exists (
+       select from sequin.source_table t join sequin.source o on o.id = t.source_id
+       where t.id = any (b.table_ids) and o.conninfo is not null and t.published_at is null) then
     return false;
   end if;
   if c.start_seq is not null then
@@ -262,6 +266,32 @@ as $$
 $$;
 comment on function sequin.bridge_backfill_changed(int, int, text[]) is
 'For the bridge: which of these rows the log has from after the cut.';
+
+-- Of these rows of another source's table, those that the backfill's filter lets through, by their places. On the source
+-- nothing is known of it.
+create or replace function sequin.bridge_backfill_chosen(backfill_id bigint, place int, records jsonb[])
+returns int[]
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set datestyle = 'ISO'
+set intervalstyle = 'postgres'
+set extra_float_digits = 1
+set bytea_output = 'hex'
+set jit = off
+as $$
+declare
+  v_condition text := (select b.conditions[bridge_backfill_chosen.place] from sequin.backfill b where b.id = backfill_id);
+  v_chosen int[];
+begin
+  execute format(
+    'select array_agg(_sequin_r.place::int order by _sequin_r.place) from unnest($1) with ordinality _sequin_r(record, place) where %s',
+    coalesce(v_condition, 'true')) into v_chosen using records;
+  return coalesce(v_chosen, '{}');
+end $$;
+comment on function sequin.bridge_backfill_chosen(bigint, int, jsonb[]) is
+'For the bridge: which of these rows of another source a backfill''s filter chooses, counted from 1.';
 
 -- Ends a chunk, in the transaction that wrote its rows. 55000 where the backfill has been ended or dropped meanwhile,
 -- 55006 where another bridge does it.

@@ -11,7 +11,7 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select s.id, coalesce(s.slot_name, 'sequin_' || d.oid), s.publication_name, s.system_identifier, s.timeline,
+  select s.id, coalesce(s.slot_name, case when s.conninfo is null then 'sequin_' || d.oid else s.publication_name end), s.publication_name, s.system_identifier, s.timeline,
          s.database_oid::bigint, p.step, p.applied_lsn::text, p.horizon_lsn::text, p.last_seq
   from sequin.source s
   join pg_database d on d.datname = current_database()
@@ -97,8 +97,12 @@ begin
            (select t.total from sequin.tally t where t.route_id = r.id order by t.seq desc limit 1), 0)
   from unnest(routes, counts) r(id, count);
   -- Consumers that were made since the last batch begin now, where this one has passed the moment.
-  perform sequin._start(c.id) from sequin.consumer c
-  where c.start_seq is null and c.history_id is null and c.start_lsn < bridge_commit.applied_lsn::pg_lsn;
+  perform sequin._start(c.id)
+  from sequin.consumer c
+  join sequin.stream s on s.id = c.stream_id
+  where c.start_seq is null and c.history_id is null and s.source_id = bridge_commit.source_id
+    and case when c.start_time is null then c.start_lsn < bridge_commit.applied_lsn::pg_lsn
+             else sequin._start_by_time(c) is not null end;
   return step + 1;
 end $$;
 comment on function sequin.bridge_commit(int, bigint, text, bigint, int[], bigint[]) is
@@ -176,7 +180,7 @@ set search_path = pg_catalog, pg_temp
 as $$
   select t.relation_oid::bigint, t.id, t.key_columns
   from sequin.source_table t
-  where t.source_id = $1 and sequin._is_captured(t.id)
+  where t.source_id = $1 and t.relation_oid is not null and sequin._is_captured(t.id)
 $$;
 comment on function sequin.bridge_tables(int) is
 'For the bridge: which relations of a source are captured, under which route, and by what key.';

@@ -49,6 +49,8 @@ as $$
 declare
   v_column text;
   v_table sequin.source_table;
+  v_is_far boolean := exists (
+    select from sequin.stream m join sequin.source s on s.id = m.source_id where m.id = c.stream_id and s.conninfo is not null);
 begin
   if array_position(c.group_by, null) is not null then
     raise invalid_parameter_value using
@@ -57,6 +59,15 @@ begin
   end if;
   foreach v_column in array coalesce(c.group_by, '{}') loop
     for v_table in select t.* from sequin.source_table t where t.id = any (c.routes) loop
+      -- Of another source's table there is no catalog here: only what the bridge has found, once it has.
+      if v_is_far then
+        if not v_column = any (v_table.column_names) then
+          raise undefined_column using
+            message = format('group_by: table %I.%I has no column "%s"', v_table.schema_name, v_table.table_name, v_column),
+            hint = sequin._did_you_mean(v_column, v_table.column_names, 'Each table of the stream must have it.');
+        end if;
+        continue;
+      end if;
       if not exists (
            select from pg_attribute a
            where a.attrelid = v_table.relation_oid and a.attname = v_column and a.attnum > 0 and not a.attisdropped) then
@@ -131,7 +142,9 @@ declare
   v_total bigint;
 begin
   -- Somebody else starting it is as good as not yet.
-  select * into v_consumer from sequin.consumer c where c.id = consumer_id for update skip locked;
+  select * into v_consumer from sequin.consumer c
+  where c.id = consumer_id and (c.start_time is null or c.start_seq is not null or sequin._start_by_time(c) is not null)
+  for update skip locked;
   if not found then
     return false;
   elsif v_consumer.start_seq is not null then
@@ -139,22 +152,26 @@ begin
   elsif v_consumer.history_id is not null then
     return false; -- it begins with its history: see _start_history
   end if;
-  select greatest(p.applied_lsn, p.horizon_lsn), p.last_seq into v_applied, v_start
-  from sequin.stream s
-  cross join lateral (
-    select * from sequin.progress p where p.source_id = s.source_id order by p.step desc limit 1) p
-  where s.id = v_consumer.stream_id;
-  if v_applied is null or v_applied <= v_consumer.start_lsn then
-    return false;
+  if v_consumer.start_time is not null then
+    v_start := sequin._start_by_time(v_consumer);
+  else
+    select greatest(p.applied_lsn, p.horizon_lsn), p.last_seq into v_applied, v_start
+    from sequin.stream s
+    cross join lateral (
+      select * from sequin.progress p where p.source_id = s.source_id order by p.step desc limit 1) p
+    where s.id = v_consumer.stream_id;
+    if v_applied is null or v_applied <= v_consumer.start_lsn then
+      return false;
+    end if;
+    select coalesce(min(l.seq) - 1, v_start) into v_start
+    from unnest(v_consumer.routes) r(id)
+    cross join lateral (
+      select l.seq from sequin.log l
+      where l.route_id = r.id and l.seq > v_consumer.start_base
+        and (l.metadata ->> 'commit_lsn')::pg_lsn >= v_consumer.start_lsn
+      order by l.seq
+      limit 1) l;
   end if;
-  select coalesce(min(l.seq) - 1, v_start) into v_start
-  from unnest(v_consumer.routes) r(id)
-  cross join lateral (
-    select l.seq from sequin.log l
-    where l.route_id = r.id and l.seq > v_consumer.start_base
-      and (l.metadata ->> 'commit_lsn')::pg_lsn >= v_consumer.start_lsn
-    order by l.seq
-    limit 1) l;
   select sum(sequin._total(r.id, v_start)) into v_total from unnest(v_consumer.routes) r(id);
   update sequin.consumer c set start_seq = v_start, start_total = v_total where c.id = consumer_id;
   insert into sequin.lane (consumer_id, lane, prev, turn, cursor_seq, upto_seq)
@@ -249,7 +266,12 @@ begin
   perform sequin._check_consumer(v_new);
   perform sequin._require_select(t.relation_oid)
   from sequin.source_table t
+  join sequin.source s on s.id = t.source_id and s.conninfo is null
   where t.id = any (v_new.routes) and exists (select from pg_class k where k.oid = t.relation_oid);
+  if exists (select from sequin.source s where s.id = v_stream.source_id and s.conninfo is not null) then
+    perform sequin._require_owner(format('read stream "%s", which is another source''s', stream));
+    v_new.start_time := clock_timestamp();
+  end if;
 
   perform pg_advisory_xact_lock(hashtextextended('sequin.create_consumer', 7190235));
   select * into v_old from sequin.consumer c where c.name = _create_consumer.name;
@@ -277,11 +299,11 @@ begin
     (select p.last_seq from sequin.progress p where p.source_id = v_stream.source_id order by p.step desc limit 1), 0);
   insert into sequin.consumer (
     name, stream_id, routes, is_rows, reads, lane_count, lane_quota, permit_count, permit_size, filter, transform, actions,
-    group_by, start_at, ack_wait, max_deliver, max_ack_pending, backoff, max_backoff, start_lsn, start_base, feed_id)
+    group_by, start_at, ack_wait, max_deliver, max_ack_pending, backoff, max_backoff, start_lsn, start_base, feed_id, start_time)
   values (
     v_new.name, v_new.stream_id, v_new.routes, v_new.is_rows, v_new.reads, v_new.lane_count, v_new.lane_quota,
     v_new.permit_count, v_new.permit_size, v_new.filter, v_new.transform, v_new.actions, v_new.group_by, v_new.start_at, v_new.ack_wait, v_new.max_deliver,
-    v_new.max_ack_pending, v_new.backoff, v_new.max_backoff, v_new.start_lsn, v_new.start_base, v_new.feed_id)
+    v_new.max_ack_pending, v_new.backoff, v_new.max_backoff, v_new.start_lsn, v_new.start_base, v_new.feed_id, v_new.start_time)
   returning id into v_new.id;
   perform sequin._keep_expression(v_new, 'filter', filter, filter_views);
   perform sequin._keep_expression(v_new, 'transform', transform, transform_views);
@@ -338,8 +360,9 @@ transform        an SQL expression to jsonb: what the messages have as their rec
 actions          which of insert, update, delete, truncate it gets
 group_by         columns: messages with the same values are handed out in order, one batch at a time; default: the
                  primary key; ''{}'': one group, in total order
-start_at         ''now'': every change whose commit follows this call, and none before it; ''beginning'': the rows that
-                 exist, by the stream''s sort_column, and then what is committed; ''row'': the same from start_row on
+start_at         ''now'': every change whose commit follows this call, and none before it (on another source: by the clock
+                 of that server, and from when its tables have been found); ''beginning'': the rows that exist, by the
+                 stream''s sort_column, and then what is committed; ''row'': the same from start_row on
 start_row        with ''row'': the first value of sort_column (without one: of the primary key) to deliver
 ack_wait         how long a worker has for a delivery before it is taken from it
 max_deliver      after so many deliveries a message becomes a dead letter; null: never

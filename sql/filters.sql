@@ -81,12 +81,14 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
   select coalesce(
-    (select array_agg(a.attname::text)
-     from pg_class c
-     join pg_index i on i.indrelid = c.oid and i.indisreplident
-     join pg_attribute a on a.attrelid = c.oid and a.attnum = any (i.indkey)
-     where c.oid = t.relation_oid and c.relreplident = 'i'), t.key_columns)
+    case when s.conninfo is not null then t.identity_columns
+         else (select array_agg(a.attname::text)
+               from pg_class c
+               join pg_index i on i.indrelid = c.oid and i.indisreplident
+               join pg_attribute a on a.attrelid = c.oid and a.attnum = any (i.indkey)
+               where c.oid = t.relation_oid and c.relreplident = 'i') end, t.key_columns)
   from sequin.source_table t
+  join sequin.source s on s.id = t.source_id
   where t.id = $1
 $$;
 
@@ -293,9 +295,11 @@ begin
   if text is not null then
     insert into sequin.consumer_expression (
       consumer_id, route_id, kind, compiled, inlined, is_typed, is_whole, uses_new, uses_old, columns, types, others)
-    select c.id, v_routes[array_position(v_relations, e.relation)], kind, e.compiled, e.inlined, e.is_typed, e.is_whole, e.uses_new,
-           e.uses_old, e.columns, e.types, e.others
-    from sequin._compile(v_label, v_relations, kind, text, views) e;
+    -- Those of another database have no relation here, and come in their order.
+    select c.id, v_routes[case when e.relation = 0 then e.place else array_position(v_relations, e.relation) end], kind, e.compiled,
+           e.inlined, e.is_typed, e.is_whole, e.uses_new, e.uses_old, e.columns, e.types, e.others
+    from sequin._compile(v_label, v_relations, kind, text, views) with ordinality e(
+      relation, compiled, inlined, is_typed, is_whole, uses_new, uses_old, columns, types, others, place);
   end if;
   delete from sequin.consumer_error r where r.consumer_id = c.id;
   for v_relation in
@@ -381,11 +385,11 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_relation oid;
+  v_is_full boolean;
 begin
-  select t.relation_oid into v_relation
+  select case when s.conninfo is null then sequin._is_full(t.relation_oid) else t.identity_columns is null end into v_is_full
   from sequin.source_table t join sequin.source s on s.id = t.source_id
-  where t.id = sequin._table_of(_message_source.route_id) and s.conninfo is null;
+  where t.id = sequin._table_of(_message_source.route_id);
   return format(
     'select l.seq, %s as group_hash, l.table_name, l.committed_at, sequin._action(l.action) as action,'
     ' case when l.action in (''i'', ''u'', ''r'') then l.record end as new_record,'
@@ -394,7 +398,7 @@ begin
     ' from %s where l.route_id = %s and l.action = any (%L::"char"[])',
     case when c.group_by is null then 'l.group_hash' when c.group_by = '{}' then '0'
          else format('sequin._group_hash(l.record, %L::text[])', c.group_by) end,
-    sequin._identity_columns(sequin._table_of(route_id)), coalesce(sequin._is_full(v_relation), true), source, route_id,
+    sequin._identity_columns(sequin._table_of(route_id)), v_is_full, source, route_id,
     array(select a.action from unnest('{i,u,d,x,t,r}'::"char"[]) a(action) where sequin._is_chosen(c, a.action)));
 end $$;
 

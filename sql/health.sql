@@ -69,6 +69,8 @@ begin
     return query select * from sequin._capture_health(v_source);
   end loop;
 
+  return query select * from sequin._source_health();
+
   return query
     select format('gap in %s', coalesce('consumer ' || c.name, 'pipeline ' || p.name, 'source ' || s.name)), 'error',
            format('lost %s: %s',

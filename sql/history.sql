@@ -15,6 +15,8 @@
 -- once that has come to where the chunk was read. So no row comes older than it came before, and none is missing.
 --
 -- Until its history is written, a consumer reads nothing after what is written of it: _head is the end of its log.
+--
+-- Of another source's tables the LSN, the snapshot and the rows are that server's. A backfill waits until they are published.
 
 -- The log's end, as far as a consumer is concerned. One statement, and so one moment, whatever the caller knows.
 create or replace function sequin._head(c sequin.consumer)
@@ -79,7 +81,7 @@ begin
   from sequin.stream_table st where st.stream_id = v_stream.id;
   for v_table in
     select t.* from sequin.source_table t join sequin.source s on s.id = t.source_id
-    where t.id = any (v_tables) and s.conninfo is null
+    where t.id = any (v_tables) and (s.conninfo is null or t.column_names is not null)
     order by array_position(v_tables, t.id)
   loop
     if v_table.key_columns = '{}' then
@@ -88,7 +90,7 @@ begin
         hint = format('alter table %I.%I add primary key (…); what is committed from now on needs none: start_at => ''now''.',
           v_table.schema_name, v_table.table_name);
     end if;
-    continue when from_row is null;
+    continue when from_row is null or v_table.column_names is not null; -- types of another database are not known here
     select * into v_sort from sequin._sort_type(v_stream, v_table);
     continue when not found;
     begin
@@ -113,10 +115,10 @@ begin
     update sequin.consumer t set history_id = v_id where t.id = c.id;
   end if;
 
-  if exists (select from sequin.source s where s.id = v_stream.source_id and s.conninfo is null)
-     and not exists (
-       select from sequin.source s join pg_replication_slots r on r.slot_name = s.slot_name and r.active
-       where s.id = v_stream.source_id) then
+  if not (
+       select case when s.conninfo is not null then sequin._has_bridge()
+                   else exists (select from pg_replication_slots r where r.slot_name = s.slot_name and r.active) end
+       from sequin.source s where s.id = v_stream.source_id) then
     raise warning using
       message = format('no bridge is running: consumer "%s" gets the rows that exist once one does', c.name),
       hint = 'sequin bridge --database-url …';
@@ -150,18 +152,19 @@ begin
 end $$;
 
 -- A filter as a condition on a row, called new, that is read from its table: what the row's 'read' message would be is
--- what it is evaluated on.
-create or replace function sequin._row_condition(e sequin._expression)
+-- what it is evaluated on. Rows of another source's table are chosen here: see bridge_backfill_chosen.
+create or replace function sequin._row_condition(e sequin._expression, table_name text)
 returns text
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
   select format(
-    'exists (select from (select pg_catalog.to_jsonb(new.*) as new_record, null::pg_catalog.jsonb as old_record,'
+    'exists (select from (select %s as new_record, null::pg_catalog.jsonb as old_record,'
     ' ''read''::pg_catalog.text as action, %L::pg_catalog.text as table_name, pg_catalog.now() as committed_at) _sequin_m%s where %s)',
-    c.relname, sequin._expression_frame(e, null), e.inlined)
-  from pg_class c where c.oid = e.relation
+    case when e.is_typed then 'pg_catalog.to_jsonb(new.*)' else '_sequin_r.record' end,
+    coalesce((select c.relname from pg_class c where e.is_typed and c.oid = e.relation), table_name),
+    sequin._expression_frame(e, null), e.inlined)
 $$;
 
 -- See backfill, which has parsed the filter as its caller sees the names in it.
@@ -180,13 +183,14 @@ begin
   perform sequin._refuse_write('backfill');
   if filter is not null then
     v_relations := sequin._stream_relations(null, consumer);
-    if 0 = any (v_relations) then
-      raise feature_not_supported using
-        message = format('consumer "%s": its tables are another database''s, and a backfill of them has no filter', consumer),
-        hint = 'Leave it out, or begin with a row: from_row. The consumer''s own filter chooses among what is read.';
-    end if;
-    select array_agg(sequin._row_condition(e) order by array_position(v_relations, e.relation)) into v_conditions
-    from sequin._compile(format('consumer "%s": filter', consumer), v_relations, 'filter', filter, views) e;
+    select array_agg(
+             sequin._row_condition((e.relation, e.compiled, e.inlined, e.is_typed, e.is_whole, e.uses_new, e.uses_old, e.columns,
+               e.types, e.others)::sequin._expression, (
+               select t.table_name from sequin.stream_table st join sequin.source_table t on t.id = st.table_id
+               where st.stream_id = c.stream_id and st.position = e.place))
+             order by case when e.relation = 0 then e.place else array_position(v_relations, e.relation) end) into v_conditions
+    from sequin._compile(format('consumer "%s": filter', consumer), v_relations, 'filter', filter, views)
+      with ordinality e(relation, compiled, inlined, is_typed, is_whole, uses_new, uses_old, columns, types, others, place);
   end if;
   v_id := sequin._backfill(c.id, from_row, filter);
   update sequin.backfill b set conditions = v_conditions where b.id = v_id and v_conditions is not null;
@@ -222,7 +226,7 @@ filter    only rows that this lets through: an SQL boolean over new, as create_c
 
 Returns the id of the backfill. A second one of the same consumer waits for the first.
 Errors: 42704 unknown consumer, 22023 from_row is no value of that column, 42601, 42703, 42804 a filter that is none, 55000
-a table without a primary key, 0A000 a filter on tables of another database.';
+a table without a primary key. What of these only another database can tell, sequin.backfills says.';
 
 create or replace function sequin.cancel_backfill(id bigint)
 returns boolean

@@ -22,6 +22,7 @@ names.sql
 lanes.sql
 segments.sql
 publication.sql
+sources.sql
 streams.sql
 expressions.sql
 filters.sql
@@ -47,10 +48,12 @@ republish.sql
 retention.sql
 bridge.sql
 backfill.sql
+bridge_sources.sql
 upkeep.sql
 views.sql
 status.sql
 capture_health.sql
 health.sql
+source_health.sql
 later.sql
 configure.sql

@@ -37,8 +37,3 @@ returns text language plpgsql set search_path = pg_catalog, pg_temp
 as $$ begin perform sequin._not_yet('webhook delivery'); return null; end $$;
 comment on function sequin.create_webhook(text, text, text, jsonb, text, int, interval, int, text, text, text[], text[], text, text, interval, int, int, interval, interval, boolean) is
 'Not in this version: 0A000.';
-
-create or replace function sequin.create_source(name text, conninfo text)
-returns text language plpgsql set search_path = pg_catalog, pg_temp
-as $$ begin perform sequin._not_yet('another source than this database'); return null; end $$;
-comment on function sequin.create_source(text, text) is 'Not in this version: 0A000.';

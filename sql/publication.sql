@@ -55,7 +55,7 @@ begin
   for v_table in
     select t.relation_oid, p.pubname
     from sequin.source_table t
-    join sequin.source s on s.id = t.source_id
+    join sequin.source s on s.id = t.source_id and s.conninfo is null
     join pg_publication p on p.pubname = s.publication_name
     join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = t.relation_oid
     where t.source_id = _unpublish.source_id and not sequin._is_captured(t.id)

@@ -108,9 +108,11 @@ begin
     select t.id, format('%I.%I', t.schema_name, t.table_name) as name, 'seq' = any (a.names) as has_seq,
            rank() over (order by columns <@ a.names desc, columns <@ a.names and columns @> a.names desc) as place
     from sequin.source_table t
+    join sequin.source o on o.id = t.source_id
     cross join lateral (
-      select array_agg(a.attname::text) as names from pg_attribute a
-      where a.attrelid = t.relation_oid and a.attnum > 0 and not a.attisdropped) a
+      select case when o.conninfo is not null then t.column_names else array(
+        select a.attname::text from pg_attribute a
+        where a.attrelid = t.relation_oid and a.attnum > 0 and not a.attisdropped) end as names) a
     where t.id = any (c.routes) and cardinality(t.key_columns) > 0 and t.key_columns <@ columns) f
   where f.place = 1;
   if 'seq' = any (columns) and v_tables.has_seq is not true then

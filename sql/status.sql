@@ -70,12 +70,16 @@ end $$;
 
 create or replace view sequin.source_status as
 select s.name,
-       case when s.error is not null then 'error' when r.active then 'capturing' when r.slot_name is null then 'no slot'
+       case when s.error is not null then 'error' when r.active then 'capturing'
+            when s.conninfo is not null and not sequin._is_served(s.id) then 'no bridge'
+            when s.conninfo is not null and s.slot_name is not null then 'capturing' when r.slot_name is null then 'no slot'
             else 'no bridge' end as state,
        p.applied_lsn::text as applied_lsn,
-       r.confirmed_flush_lsn::text as confirmed_lsn,
-       case when not pg_is_in_recovery() then pg_wal_lsn_diff(pg_current_wal_lsn(), r.confirmed_flush_lsn)::bigint end as lag_bytes,
-       case when not pg_is_in_recovery() then pg_wal_lsn_diff(pg_current_wal_lsn(), r.restart_lsn)::bigint end as retained_bytes,
+       coalesce(r.confirmed_flush_lsn, n.confirmed_lsn)::text as confirmed_lsn,
+       case when s.conninfo is not null then pg_wal_lsn_diff(n.current_lsn, n.confirmed_lsn)::bigint
+            when not pg_is_in_recovery() then pg_wal_lsn_diff(pg_current_wal_lsn(), r.confirmed_flush_lsn)::bigint end as lag_bytes,
+       case when s.conninfo is not null then pg_wal_lsn_diff(n.current_lsn, n.restart_lsn)::bigint
+            when not pg_is_in_recovery() then pg_wal_lsn_diff(pg_current_wal_lsn(), r.restart_lsn)::bigint end as retained_bytes,
        p.last_seq, p.written_at as last_change_at,
        g.segment_count, g.log_bytes, g.oldest_seq
 from sequin.source s
@@ -83,17 +87,23 @@ left join lateral (
   select * from sequin.progress p where p.source_id = s.id order by p.step desc limit 1) p on true
 left join pg_replication_slots r on r.slot_name = s.slot_name and s.conninfo is null
 left join lateral (
+  select * from sequin.source_sample n where n.source_id = s.id order by n.sampled_at desc limit 1) n on true
+left join lateral (
   select count(*) as segment_count, sum(sequin._segment_bytes(g.id))::bigint as log_bytes, min(g.id)::bigint << 32 as oldest_seq
-  from sequin.log_segment g where g.source_id = s.id) g on true;
+  from sequin.log_segment g where g.source_id = s.id) g on true
+where s.dropped_at is null;
 comment on view sequin.source_status is
 'How far capture is: lag_bytes is the WAL it has not confirmed yet, retained_bytes the WAL the slot holds on to, log_bytes
-what the kept log takes.';
+what the kept log takes. Of another source than this database the first two are as the bridge last saw them.';
 
 create or replace view sequin.consumer_status as
 select c.name, s.name as stream,
        case when c.paused_at is not null then 'paused' when sequin._consumer_error(c) is not null then 'error'
             when c.start_seq is null then 'starting' else 'active' end as state,
-       case when pg_is_in_recovery() then null
+       case when o.conninfo is not null
+              then case when p.current_lsn is not null
+                then greatest(pg_wal_lsn_diff(p.current_lsn, coalesce(d.oldest_unacked_lsn, p.confirmed_lsn, p.applied_lsn)), 0)::bigint end
+            when pg_is_in_recovery() then null
             else greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), coalesce(d.oldest_unacked_lsn, p.confirmed_flush_lsn, p.applied_lsn)), 0)::bigint
        end as lag_bytes,
        coalesce(extract(epoch from clock_timestamp() - d.oldest_unacked_at), 0)::float8 as lag_seconds,
@@ -103,12 +113,15 @@ select c.name, s.name as stream,
          as deliveries_per_minute
 from sequin.consumer c
 join sequin.stream s on s.id = c.stream_id
+join sequin.source o on o.id = s.source_id
 cross join lateral sequin._standing(c) d
 left join lateral (
-  select p.applied_lsn, r.confirmed_flush_lsn
+  select p.applied_lsn, r.confirmed_flush_lsn, n.current_lsn, n.confirmed_lsn
   from sequin.progress p
   join sequin.source o on o.id = p.source_id
   left join pg_replication_slots r on r.slot_name = o.slot_name and o.conninfo is null
+  left join lateral (
+    select n.current_lsn, n.confirmed_lsn from sequin.source_sample n where n.source_id = o.id order by n.sampled_at desc limit 1) n on true
   where p.source_id = s.source_id
   order by p.step desc
   limit 1) p on true

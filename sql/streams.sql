@@ -170,6 +170,21 @@ begin
   execute format('alter publication %I add table %s', source.publication_name, sequin._table_name(relation));
 end $$;
 
+-- 22023 unless it is a mode.
+create or replace function sequin._check_mode(stream text, mode text)
+returns void
+language plpgsql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if mode is null or mode not in ('rows', 'changes') then
+    raise invalid_parameter_value using
+      message = format('stream "%s": mode is ''rows'' or ''changes'', not %s', stream, coalesce(quote_literal(mode), 'null')),
+      hint = 'rows: the newest version of each row. changes: every change, with the old values.';
+  end if;
+end $$;
+
 -- Registers tables and makes the stream. See create_stream, which has resolved the names as its caller sees them.
 create or replace function sequin._create_stream(
   name text, relations oid[], mode text, sort_column text, source text, if_not_exists boolean
@@ -187,17 +202,8 @@ declare
   v_relation oid;
 begin
   perform sequin._check_name('stream', name);
-  if mode is null or mode not in ('rows', 'changes') then
-    raise invalid_parameter_value using
-      message = format('stream "%s": mode is ''rows'' or ''changes'', not %s', name, coalesce(quote_literal(mode), 'null')),
-      hint = 'rows: the newest version of each row. changes: every change, with the old values.';
-  end if;
-  select * into v_source from sequin.source s where s.name = _create_stream.source;
-  if not found then
-    raise undefined_object using
-      message = format('source "%s" does not exist', source),
-      hint = sequin._did_you_mean(source, array(select s.name from sequin.source s), 'select * from sequin.sources;');
-  end if;
+  perform sequin._check_mode(name, mode);
+  v_source := sequin._source(source);
   foreach v_relation in array relations loop
     perform sequin._require_select(v_relation);
     if sort_column is not null and not exists (
@@ -227,8 +233,12 @@ begin
       message = format('stream "%s" exists already%s', name, case when if_not_exists then ', and is another one' else '' end),
       hint = case when if_not_exists
         then format('It is %s of %s. Give this one another name, or sequin.drop_stream(%L) first.', v_old.mode,
-               (select string_agg(coalesce(sequin._table_name(o.relation), 'a dropped table'), ', ')
-                from unnest(v_old_relations) o(relation)), name)
+               (select string_agg(coalesce(case when s.conninfo is null then sequin._table_name(t.relation_oid) else st.given_name end,
+                         'a dropped table'), ', ' order by st.position)
+                from sequin.stream_table st
+                join sequin.source_table t on t.id = st.table_id
+                join sequin.source s on s.id = t.source_id
+                where st.stream_id = v_old.id), name)
         else 'if_not_exists => true makes the same definition a no-op.' end;
   end if;
 
@@ -297,9 +307,7 @@ begin
       hint = 'Name one or more: ''{orders, billing.invoices}''.';
   end if;
   if source is distinct from 'local' then
-    raise feature_not_supported using
-      message = 'streams of other databases are not in this version',
-      hint = 'Leave source out to stream this database''s own tables.';
+    return sequin._create_far_stream(name, tables, mode, sort_column, source, coalesce(if_not_exists, false));
   end if;
   foreach v_name in array tables loop
     v_relation := pg_catalog.to_regclass(v_name);
@@ -331,7 +339,9 @@ name           1 to 48 bytes, kept as given
 tables         looked up by search_path, as regclass does: ''{orders, billing.invoices}''
 mode           ''rows'': a message is the newest version of a row; ''changes'': every change, with the old values
 sort_column    orders the rows that exist already; default: the primary key
-source         the database the tables are in; ''local'' is this one
+source         the database the tables are in; ''local'' is this one. In another, which create_source has named, the bridge
+               looks them up (by the search_path of its role there: schema.table says which is meant), and captures them
+               from then on: see state and error in sequin.streams
 if_not_exists  the same definition again is a no-op
 
 Returns created or unchanged. Needs SELECT on each table. Waits for transactions that are writing to a table that was
@@ -362,6 +372,7 @@ begin
   end if;
   delete from sequin.stream s where s.id = v_stream.id;
   perform sequin._unpublish(v_stream.source_id);
+  perform sequin._release_tables(v_stream.source_id);
   return 'dropped';
 end $$;
 comment on function sequin.drop_stream(text, boolean) is

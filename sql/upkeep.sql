@@ -1,8 +1,8 @@
 -- What time does by itself, a little at a time, each call a short transaction of the bridge's: leases that run out,
 -- floors that rise, feeds that follow, rows that nobody needs any more.
 
--- The consumers there are.
-create or replace function sequin.bridge_consumers()
+-- The consumers there are, of one source or of all.
+create or replace function sequin.bridge_consumers(source_id int default null)
 returns table (consumer_id int, has_feed boolean)
 language plpgsql
 stable
@@ -11,9 +11,14 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   -- After each batch: plpgsql keeps the plan.
-  return query select c.id, c.reads = 'feed' from sequin.consumer c order by c.id;
+  return query
+    select c.id, c.reads = 'feed'
+    from sequin.consumer c
+    join sequin.stream s on s.id = c.stream_id
+    where bridge_consumers.source_id is null or s.source_id = bridge_consumers.source_id
+    order by c.id;
 end $$;
-comment on function sequin.bridge_consumers() is 'For the bridge: the consumers to tend.';
+comment on function sequin.bridge_consumers(int) is 'For the bridge: the consumers to tend, of a source or of all.';
 
 -- Starts a consumer that waits to be, ends what has run out, goes on with groups that are free again, brings its floor up.
 -- Whether something was there to do; who listens is told then. A lock that is not had at once is not waited for.
@@ -78,8 +83,8 @@ comment on function sequin.bridge_feed(int, int) is
 at: fewer than max_rows, and the feed has caught up.';
 
 -- Tells whoever listens on "sequin.<consumer>" that there is something, for consumers of these routes that are not far
--- behind; and for those whose messages have come due since.
-create or replace function sequin.bridge_notify(routes int[])
+-- behind; and for those of the source (of all) whose messages have come due since.
+create or replace function sequin.bridge_notify(routes int[], source_id int default null)
 returns bigint
 language plpgsql
 security definer
@@ -95,13 +100,15 @@ begin
   left join lateral (
     select f.is_deep from sequin.floor f where f.consumer_id = c.id order by f.step desc limit 1) f on true
   where c.paused_at is null
+    and (bridge_notify.source_id is null
+         or exists (select from sequin.stream s where s.id = c.stream_id and s.source_id = bridge_notify.source_id))
     and (c.routes && bridge_notify.routes and f.is_deep is not true
          or exists (
            select from sequin.delivery d
            where d.consumer_id = c.id and d.due_at between clock_timestamp() - interval '2 seconds' and clock_timestamp()));
   return v_count;
 end $$;
-comment on function sequin.bridge_notify(int[]) is
+comment on function sequin.bridge_notify(int[], int) is
 'For the bridge, at most every few milliseconds: notifies the consumers of these routes. Returns how many.';
 
 -- Removes rows that newer ones have replaced: of a consumer's lanes, its floor, its feed''s progress. bounds are what
@@ -189,7 +196,7 @@ comment on function sequin.bridge_trim_source(int, bigint) is
 'For the bridge, every few seconds: removes the replaced rows of a source. Returns the bound for the next call.';
 
 -- Counters for rates, and what is left of consumers that were dropped while a worker was at it.
-create or replace function sequin.bridge_sample()
+create or replace function sequin.bridge_sample(source_id int default null)
 returns bigint
 language plpgsql
 security definer
@@ -216,12 +223,16 @@ begin
     order by m.sampled_at desc
     limit 1) m on true
   -- A consumer at rest writes nothing.
-  where p.total is distinct from m.handed_out;
+  where p.total is distinct from m.handed_out
+    and ($1 is null or exists (select from sequin.stream s where s.id = c.stream_id and s.source_id = $1));
   get diagnostics v_count = row_count;
   delete from sequin.consumer_sample m where m.sampled_at < clock_timestamp() - interval '5 minutes'
     and exists (
       select from sequin.consumer_sample n where n.consumer_id = m.consumer_id and n.sampled_at > m.sampled_at);
   -- One id after another: their rows are not looked through.
+  if not pg_try_advisory_xact_lock(hashtextextended('sequin.bridge_sample', 7190235)) then
+    return v_count; -- for another source just now
+  end if;
   perform sequin._forget(l.consumer_id)
   from (
     with recursive id as (
@@ -240,5 +251,5 @@ begin
   where not exists (select from sequin.consumer c where c.id = l.consumer_id);
   return v_count;
 end $$;
-comment on function sequin.bridge_sample() is
+comment on function sequin.bridge_sample(int) is
 'For the bridge, every ten seconds: samples counters for deliveries_per_minute. Returns how many consumers moved.';

@@ -2,20 +2,28 @@
 
 create or replace view sequin.sources as
 select s.name, s.database_id, s.conninfo is null as is_local, s.slot_name, s.publication_name,
-       case when s.error is null then 'ok' else 'error' end as state, s.error, s.created_at
-from sequin.source s;
-comment on view sequin.sources is 'Databases whose tables are streamed. What a source is reached by is never shown.';
+       case when s.error is not null then 'error' when s.conninfo is not null and s.slot_name is null then 'pending' else 'ok' end as state,
+       s.error, s.created_at, s.error_hint as hint
+from sequin.source s
+where s.dropped_at is null;
+comment on view sequin.sources is
+'Databases whose tables are streamed. state: pending (the bridge has not begun to capture it), ok, error. What a source is
+reached by is never shown.';
 
 create or replace view sequin.streams as
 select s.name, c.name as source, s.mode, s.sort_column,
-       (select array_agg(format('%I.%I', t.schema_name, t.table_name) order by st.position)
+       (select array_agg(case when t.column_names is null and st.given_name is not null then st.given_name
+                              else format('%I.%I', t.schema_name, t.table_name) end order by st.position)
         from sequin.stream_table st join sequin.source_table t on t.id = st.table_id
         where st.stream_id = s.id) as tables,
        (select count(*) from sequin.consumer n where n.stream_id = s.id) as consumer_count,
-       s.created_at
+       s.created_at, e.state, e.error
 from sequin.stream s
-join sequin.source c on c.id = s.source_id;
-comment on view sequin.streams is 'Streams, and the tables they are made of.';
+join sequin.source c on c.id = s.source_id
+cross join lateral sequin._stream_state(s.id) e;
+comment on view sequin.streams is
+'Streams, and the tables they are made of. state: active; of another source''s tables also pending (the bridge has not found
+them yet), or error.';
 
 create or replace view sequin.consumers as
 select c.id, c.name, s.name as stream,

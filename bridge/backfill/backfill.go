@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strconv"
 	"strings"
 	"sync"
@@ -33,11 +34,15 @@ type Live interface {
 // Config is what a Backfill needs.
 type Config struct {
 	DatabaseURL string // of the log
-	SourceURL   string // of the tables
 	SourceID    int32
 	Publication string // of the source
+	Encoding    string // of the log's database: text comes from the source in it
 	Log         *slog.Logger
 	Live        Live
+	// Connect opens a connection to another source than the log's own database; nil: there is none.
+	Connect func(ctx context.Context, name string, settings map[string]string) (*pgx.Conn, error)
+	// Scrub takes what that is reached by out of an error.
+	Scrub func(error) error
 	// Written is called after each chunk, with the route that its rows are under.
 	Written func(routes []int32)
 }
@@ -76,7 +81,7 @@ func (b *Backfill) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		err := b.look(ctx)
 		if ctx.Err() == nil {
-			b.log.Warn("backfills were interrupted", "err", err, "again_in", time.Second)
+			b.log.Warn("backfills were interrupted", "err", b.scrub(err), "again_in", time.Second)
 			_ = sleep(ctx, time.Second)
 		}
 	}
@@ -84,7 +89,7 @@ func (b *Backfill) Run(ctx context.Context) {
 
 // look looks for backfills again and again, and brings each on its way.
 func (b *Backfill) look(ctx context.Context) error {
-	conn, err := connect(ctx, b.config.DatabaseURL, "sequin backfill")
+	conn, err := b.connect(ctx)
 	if err != nil {
 		return err
 	}
@@ -180,7 +185,7 @@ func (b *Backfill) works(ctx context.Context, conn *pgx.Conn) ([]work, error) {
 
 // cut cuts the live log for the backfills that have begun. The snapshot comes first: what it sees committed before the cut.
 func (b *Backfill) cut(ctx context.Context, conn *pgx.Conn) error {
-	source, err := connect(ctx, b.config.SourceURL, "sequin backfill")
+	source, err := b.connectSource(ctx)
 	if err != nil {
 		return err
 	}
@@ -230,7 +235,7 @@ func (b *Backfill) open(ctx context.Context, conn *pgx.Conn, w *work) error {
 			return err
 		}
 	}
-	source, err := connect(ctx, b.config.SourceURL, "sequin backfill")
+	source, err := b.connectSource(ctx)
 	if err != nil {
 		return err
 	}
@@ -342,7 +347,7 @@ func (b *Backfill) start(ctx context.Context, w work) {
 	b.readers.Go(func() {
 		r := &run{Backfill: b, work: w, log: b.log.With("consumer", w.Consumer, "backfill", w.ID)}
 		if err := r.do(ctx); err != nil && ctx.Err() == nil {
-			r.log.Warn("a backfill was interrupted", "err", err, "again_in", time.Second)
+			r.log.Warn("a backfill was interrupted", "err", b.scrub(err), "again_in", time.Second)
 			_ = sleep(ctx, time.Second)
 		}
 		b.mu.Lock()
@@ -377,23 +382,30 @@ func isLater(err error) bool {
 	return errors.As(err, &pgErr) && (pgErr.Code == pgerrcode.LockNotAvailable || pgErr.Code == pgerrcode.DeadlockDetected)
 }
 
-// connect opens a connection on which a row is printed as the slot prints it.
-func connect(ctx context.Context, url, name string) (*pgx.Conn, error) {
-	config, err := pgx.ParseConfig(url)
+const applicationName = "sequin backfill"
+
+// settings are those that a row is printed under as the slot prints it. Text passes through as the log's database has it, as
+// in capture.
+func (b *Backfill) settings() map[string]string {
+	settings := map[string]string{
+		"client_encoding":    b.config.Encoding,
+		"lock_timeout":       "10s",
+		"row_security":       "off", // rather an error than a part of the table
+		"synchronous_commit": "local",
+	}
+	pinned.Print(settings)
+	return settings
+}
+
+// connect opens a connection to the log's database.
+func (b *Backfill) connect(ctx context.Context) (*pgx.Conn, error) {
+	config, err := pgx.ParseConfig(b.config.DatabaseURL)
 	if err != nil {
 		return nil, err
 	}
 	config.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
-	for setting, value := range map[string]string{
-		"application_name":   name,
-		"client_encoding":    "UTF8",
-		"lock_timeout":       "10s",
-		"row_security":       "off", // rather an error than a part of the table
-		"synchronous_commit": "local",
-	} {
-		config.RuntimeParams[setting] = value
-	}
-	pinned.Print(config.RuntimeParams)
+	maps.Copy(config.RuntimeParams, b.settings())
+	config.RuntimeParams["application_name"] = applicationName
 	pinned.Pin(config.RuntimeParams)
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
@@ -403,12 +415,22 @@ func connect(ctx context.Context, url, name string) (*pgx.Conn, error) {
 		_ = conn.Close(context.WithoutCancel(ctx))
 		return nil, err
 	}
-	// Text passes through as the database has it, as in capture.
-	if _, err := conn.Exec(ctx, `select pg_catalog.set_config('client_encoding', pg_catalog.current_setting('server_encoding'), false)`); err != nil {
-		_ = conn.Close(context.WithoutCancel(ctx))
-		return nil, fmt.Errorf("set client_encoding: %w", err)
-	}
 	return conn, nil
+}
+
+// connectSource opens a connection to the tables' database.
+func (b *Backfill) connectSource(ctx context.Context) (*pgx.Conn, error) {
+	if b.config.Connect == nil {
+		return b.connect(ctx)
+	}
+	return b.config.Connect(ctx, applicationName, b.settings())
+}
+
+func (b *Backfill) scrub(err error) error {
+	if b.config.Scrub == nil {
+		return err
+	}
+	return b.config.Scrub(err)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

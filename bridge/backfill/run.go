@@ -67,16 +67,17 @@ func (r *run) do(ctx context.Context) error {
 	case !errors.As(err, &pgErr) || isTransient(pgErr.Code):
 		return err
 	}
-	conn, connErr := connect(ctx, r.config.DatabaseURL, "sequin backfill")
+	conn, connErr := r.connect(ctx)
 	if connErr != nil {
 		return connErr
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	r.log.Error("a backfill has failed", "err", err)
+	r.log.Error("a backfill has failed", "err", r.scrub(err))
 	reason := err.Error()
 	if pgErr != nil && wrong == "" {
 		reason = pgErr.Message
 	}
+	reason = r.scrub(errors.New(reason)).Error()
 	if _, endErr := conn.Exec(ctx, `select sequin.bridge_backfill_end($1, $2)`, r.ID, reason); endErr != nil {
 		return fmt.Errorf("end backfill: %w", endErr)
 	}
@@ -95,19 +96,15 @@ func isTransient(code string) bool {
 
 // readAll reads the tables from where the last bridge has got, one chunk ahead of what is written.
 func (r *run) readAll(ctx context.Context) (err error) {
-	if r.source, err = connect(ctx, r.config.SourceURL, "sequin backfill"); err != nil {
+	if r.source, err = r.connectSource(ctx); err != nil {
 		return err
 	}
 	defer r.source.Close(context.WithoutCancel(ctx))
-	if r.target, err = connect(ctx, r.config.DatabaseURL, "sequin backfill"); err != nil {
+	if r.target, err = r.connect(ctx); err != nil {
 		return err
 	}
 	defer r.target.Close(context.WithoutCancel(ctx))
-	var encoding string
-	if err := r.source.QueryRow(ctx, `select pg_catalog.current_setting('server_encoding')`).Scan(&encoding); err != nil {
-		return fmt.Errorf("read server_encoding: %w", err)
-	}
-	r.types = changelog.NewTypes(encoding == "UTF8")
+	r.types = changelog.NewTypes(r.config.Encoding == "UTF8")
 	// What is lost in a crash of the server is lost with whatever was made of it.
 	if _, err := r.target.Exec(ctx, `set synchronous_commit = off`); err != nil {
 		return fmt.Errorf("set up: %w", err)
@@ -381,6 +378,9 @@ func (w *writer) writeRows(ctx context.Context, c *chunk) error {
 	if err != nil {
 		return err
 	}
+	if skipped, err = w.choose(ctx, c, skipped); err != nil {
+		return err
+	}
 	began := w.encoder.Seq()
 	w.encoder.BeginRead(c.at, c.lsn, w.ID)
 	for i, row := range c.rows {
@@ -450,4 +450,28 @@ func (w *writer) changed(ctx context.Context, c *chunk) (map[int]bool, error) {
 		skipped[places[key]] = true
 	}
 	return skipped, nil
+}
+
+// choose adds the places of rows that the backfill's filter does not choose, where it is not the source that chooses.
+func (w *writer) choose(ctx context.Context, c *chunk, skipped map[int]bool) (map[int]bool, error) {
+	if w.config.Connect == nil || len(w.Conditions) == 0 {
+		return skipped, nil
+	}
+	records := make([]string, len(c.rows))
+	for i, row := range c.rows {
+		records[i] = c.table.Record(row)
+	}
+	var chosen []int
+	err := w.target.QueryRow(ctx, `select sequin.bridge_backfill_chosen($1, $2, $3::text[]::jsonb[])`, w.ID, c.place, records).Scan(&chosen)
+	if err != nil {
+		return nil, fmt.Errorf("filter rows: %w", err)
+	}
+	left := make(map[int]bool, len(c.rows))
+	for i := range c.rows {
+		left[i] = true
+	}
+	for _, place := range chosen {
+		left[place-1] = skipped[place-1]
+	}
+	return left, nil
 }

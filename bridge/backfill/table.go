@@ -154,7 +154,7 @@ func (r *run) describe(ctx context.Context, source *pgx.Conn, place int32) (*tab
 
 // condition returns what sequin.backfill was asked to choose of a table's rows, as SQL compiled it.
 func (r *run) condition(place int32) string {
-	if len(r.Conditions) == 0 {
+	if len(r.Conditions) == 0 || r.config.Connect != nil { // then see choose
 		return ""
 	}
 	return r.Conditions[place-1]

@@ -15,6 +15,7 @@ import (
 
 	"sequin/bridge/changelog"
 	"sequin/bridge/pinned"
+	"sequin/bridge/source"
 )
 
 // Config is what a Capture needs.
@@ -22,6 +23,8 @@ type Config struct {
 	DatabaseURL string
 	Log         *slog.Logger
 	Source      string // default: local
+	// Target is asked how another source than local is reached, each time anew. DatabaseURL is where its log is.
+	Target func(context.Context) (*source.Target, error)
 
 	// Segment is called for the segment of the log to go on in, before each transaction.
 	Segment func() int32
@@ -38,20 +41,26 @@ type Config struct {
 // Claim is what a bridge holds of a source.
 type Claim struct {
 	SourceID    int32
+	Slot        string
 	Publication string
 	Segment     int32
 	LastSeq     int64
+	Encoding    string // of the log's database
 	Live        *Live
+	Target      *source.Target // of another source than local
 }
 
 // Capture keeps a source's log up.
 type Capture struct {
 	config  Config
+	target  *source.Target // of another source
 	log     *slog.Logger
 	refused string // the last refusal that was logged
 	waiting bool   // whether it was logged that another bridge has the slot
 	stuck   stuck
 	failure failure
+
+	waitingSince time.Time
 }
 
 // failure is what capture ends with, again and again.
@@ -65,6 +74,9 @@ const (
 	waitBetweenLooks = time.Second
 	minBackoff       = 200 * time.Millisecond
 	maxBackoff       = 5 * time.Second
+
+	// A bridge that is gone lets go of another source's slot within wal_sender_timeout, a minute by default.
+	slotLeaveTime = 90 * time.Second
 )
 
 // New returns a Capture.
@@ -78,7 +90,7 @@ func (c *Capture) Run(ctx context.Context) {
 	backoff := minBackoff
 	for ctx.Err() == nil {
 		began := time.Now()
-		err := c.capture(ctx)
+		err := c.judge(c.capture(ctx))
 		if ctx.Err() != nil {
 			if err != nil {
 				c.log.Warn("stopped before everything was confirmed: it is read again next time", "err", err)
@@ -95,7 +107,10 @@ func (c *Capture) Run(ctx context.Context) {
 			wait = waitBetweenLooks
 			if !c.waiting {
 				c.log.Info("another bridge is at work: standing by", "reason", err)
-				c.waiting = true
+				c.waiting, c.waitingSince = true, time.Now()
+			}
+			if c.target != nil && time.Since(c.waitingSince) > slotLeaveTime {
+				c.report(ctx, refuse("Who is it? On the source: select * from pg_stat_replication;", "the slot is read by somebody else: %s", err))
 			}
 		case errors.As(err, &refusal):
 			wait = waitBetweenLooks
@@ -128,6 +143,19 @@ func (c *Capture) fails(err error) bool {
 	}
 	c.failure.count++
 	return c.failure.count >= 3
+}
+
+// judge makes a Refusal of what keeps another source from being reached, and takes out of the rest what nobody is to see.
+func (c *Capture) judge(err error) error {
+	var problem *source.Problem
+	if errors.As(err, &problem) {
+		return &Refusal{Reason: problem.Reason, Hint: problem.Hint}
+	}
+	var refusal *Refusal
+	if err == nil || c.target == nil || errors.Is(err, errSlotInUse) || errors.As(err, &refusal) {
+		return err
+	}
+	return c.target.ScrubError(err)
 }
 
 // errSlotInUse is returned where another bridge reads the slot, or has taken the source over.
@@ -163,7 +191,10 @@ func (c *Capture) capture(ctx context.Context) error {
 	defer s.close()
 	c.waiting, c.refused = false, ""
 	c.log.Info("capturing", "slot", s.slotName, "from", s.applied)
-	c.config.Claimed(Claim{SourceID: s.sourceID, Publication: s.publication, Segment: s.segment, LastSeq: s.lastSeq, Live: &s.live})
+	c.config.Claimed(Claim{
+		SourceID: s.sourceID, Slot: s.slotName, Publication: s.publication, Segment: s.segment, LastSeq: s.lastSeq,
+		Encoding: s.encoding, Live: &s.live, Target: c.target,
+	})
 	defer c.config.Lost()
 	err = s.run(ctx)
 	if isSlotInUse(err) {
@@ -265,8 +296,29 @@ func (s *session) checkPublication(ctx context.Context, conn *pgx.Conn) error {
 
 // publicationFault says what is wrong with the publication; nothing, where it is the one that was made.
 func (s *session) publicationFault(ctx context.Context, conn *pgx.Conn) (fault string, err error) {
+	if s.target != nil {
+		oid, err := s.publicationOID(ctx, conn)
+		switch {
+		case err != nil:
+			return "", err
+		case oid == nil:
+			return fmt.Sprintf("publication %q was dropped", s.publication), nil
+		case s.captured != nil && *s.captured != *oid:
+			return fmt.Sprintf("publication %q was dropped, and made anew", s.publication), nil
+		}
+		return "", nil
+	}
 	if err := conn.QueryRow(ctx, `select coalesce(sequin.bridge_publication($1), '')`, s.sourceID).Scan(&fault); err != nil {
 		return "", fmt.Errorf("look at the publication: %w", err)
 	}
 	return fault, nil
+}
+
+// publicationOID returns which publication of that name there is on another source; nil: none.
+func (s *session) publicationOID(ctx context.Context, conn *pgx.Conn) (oid *int64, err error) {
+	err = conn.QueryRow(ctx, `select (select p.oid::bigint from pg_catalog.pg_publication p where p.pubname = $1)`, s.publication).Scan(&oid)
+	if err != nil {
+		return nil, fmt.Errorf("look at the publication: %w", err)
+	}
+	return oid, nil
 }

@@ -15,4 +15,7 @@
 // the server sends again after a crash of either side is told by its commit's LSN and skipped. Starting where the slot
 // is further than the log would be silent loss: it is refused, recorded as a gap, and gone on from only when
 // sequin.accept_gap says so.
+//
+// Another source than the log's own database is captured the same way, by a Capture of its own: what is said of "the source"
+// (slot, publication, catalog) is asked of that server, and what is said of "home" of the log's database.
 package capture

@@ -20,7 +20,7 @@ type hole struct {
 }
 
 // findHole says what is missing; nothing, where the slot has all that the log has not.
-func (s *session) findHole(ctx context.Context, src source, state slot.State, id pglogrepl.IdentifySystemResult, databaseOID int64) (*hole, error) {
+func (s *session) findHole(ctx context.Context, src standing, state slot.State, id pglogrepl.IdentifySystemResult, databaseOID int64) (*hole, error) {
 	switch {
 	case src.system != nil && *src.system != id.SystemID:
 		return &hole{isCopied: true, reason: fmt.Sprintf("this is another server (system identifier %s) than the one that was captured (%s)",
@@ -90,9 +90,9 @@ func switchPoint(history string, timeline int32) pglogrepl.LSN {
 }
 
 // pass goes on after a hole, where somebody has accepted it, and returns where. The rest of the old slot is of no use.
-func (s *session) pass(ctx context.Context, src source, state slot.State, databaseOID int64, h *hole) (pglogrepl.LSN, error) {
+func (s *session) pass(ctx context.Context, src standing, state slot.State, databaseOID int64, h *hole) (pglogrepl.LSN, error) {
 	var isAccepted bool
-	err := s.catalog.QueryRow(ctx, `select sequin.bridge_gap($1, $2, $3)`, src.id, src.applied.String(), h.reason).Scan(&isAccepted)
+	err := s.home.QueryRow(ctx, `select sequin.bridge_gap($1, $2, $3)`, src.id, src.applied.String(), h.reason).Scan(&isAccepted)
 	if err != nil {
 		return 0, fmt.Errorf("record gap: %w", err)
 	}
@@ -101,20 +101,48 @@ func (s *session) pass(ctx context.Context, src source, state slot.State, databa
 			"changes after %s are lost: %s", src.applied, h.reason)
 	}
 	s.log.Warn("going on after a gap", "from", src.applied, "reason", h.reason)
-	if _, err := s.catalog.Exec(ctx, `select sequin.bridge_republish($1)`, src.id); err != nil {
+	isAnew := false
+	if s.target != nil {
+		if isAnew, err = s.makeAnew(ctx, src, h.isCopied); err != nil {
+			return 0, err
+		}
+	} else if _, err := s.home.Exec(ctx, `select sequin.bridge_republish($1)`, src.id); err != nil {
 		return 0, fmt.Errorf("make publication %s again: %w", src.publication, err)
 	}
 	if h.isCopied {
 		// The slot of the original is not this copy's to touch.
 		s.slotName = fmt.Sprintf("sequin_%d", databaseOID)
+		if s.target != nil {
+			s.slotName = fmt.Sprintf("%s_%d", src.publication, databaseOID)
+		}
 		if state, err = slot.Look(ctx, s.catalog, s.slotName); err != nil {
 			return 0, err
 		}
-	} else if state.Exists && state.IsOurs && !h.hasSlot {
+	} else if state.Exists && state.IsOurs && (!h.hasSlot || isAnew) {
+		// A slot cannot be read from before its publication was made.
 		if err := slot.Drop(ctx, s.catalog, s.slotName); err != nil {
 			return 0, err
 		}
 		state.Exists = false
 	}
 	return s.firstStart(ctx, state)
+}
+
+// makeAnew makes another source's publication again where it is not the one that was captured. Whether it did. On another
+// server than before each table is looked up anew.
+func (s *session) makeAnew(ctx context.Context, src standing, isOther bool) (bool, error) {
+	if isOther {
+		if _, err := s.home.Exec(ctx, `select sequin.bridge_unpublish_source($1, true)`, src.id); err != nil {
+			return false, fmt.Errorf("take note that it is another server: %w", err)
+		}
+		s.captured = nil // by that server's count
+	}
+	fault, err := s.publicationFault(ctx, s.catalog)
+	if err != nil || fault == "" {
+		return false, err
+	}
+	if _, err := s.catalog.Exec(ctx, "drop publication if exists "+quote.Identifier(src.publication)); err != nil {
+		return false, fmt.Errorf("drop publication %s: %w", src.publication, err)
+	}
+	return true, s.makePublication(ctx, src)
 }

@@ -49,7 +49,7 @@ const (
 // open takes up the cuts that the log has not come to yet.
 func (l *Live) open(ctx context.Context, s *session) error {
 	l.s = s
-	rows, err := s.catalog.Query(ctx, `select lsn, segment from sequin.bridge_cuts($1)`, s.sourceID)
+	rows, err := s.home.Query(ctx, `select lsn, segment from sequin.bridge_cuts($1)`, s.sourceID)
 	if err != nil {
 		return fmt.Errorf("read cuts: %w", err)
 	}

@@ -17,6 +17,7 @@ import (
 	"sequin/bridge/pinned"
 	"sequin/bridge/quote"
 	"sequin/bridge/slot"
+	"sequin/bridge/source"
 )
 
 // session is one time of holding the slot.
@@ -28,23 +29,27 @@ type session struct {
 	publication string
 	segment     int32
 	lastSeq     int64
+	encoding    string        // of the log's database
 	applied     pglogrepl.LSN // what is in the log at the start
 
-	slot    *slot.Conn
-	catalog *pgx.Conn // for what tables and types are
-	watcher *pgx.Conn
-	writer  *changelog.Writer
-	write   *pgconn.PgConn
-	queue   *changelog.Queue
-	live    Live
+	slot     *slot.Conn
+	home     *pgx.Conn // to the log's database
+	catalog  *pgx.Conn // to the source, for what tables and types are there; home, where that is the same
+	target   *source.Target
+	captured *int64 // the oid of another source's publication that the log was captured under
+	watcher  *pgx.Conn
+	writer   *changelog.Writer
+	write    *pgconn.PgConn
+	queue    *changelog.Queue
+	live     Live
 	reader
 
 	patience time.Duration // how long either side may be silent: wal_sender_timeout
 	isDoubt  atomic.Bool   // the server has said something that may be of the publication
 }
 
-// source is where a source stands, as the database has it.
-type source struct {
+// standing is where a source stands, as the log's database has it.
+type standing struct {
 	id          int32
 	slot        string
 	publication string
@@ -65,8 +70,18 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 			s.close()
 		}
 	}()
-	if s.catalog, err = pinned.Connect(ctx, c.config.DatabaseURL, "sequin catalog", "UTF8"); err != nil {
+	if s.home, err = pinned.Connect(ctx, c.config.DatabaseURL, "sequin catalog", "UTF8"); err != nil {
 		return nil, err
+	}
+	s.catalog = s.home
+	if c.config.Target != nil {
+		if s.target, err = c.config.Target(ctx); err != nil {
+			return nil, err
+		}
+		c.target = s.target
+		if s.catalog, err = s.connectSource(ctx, "sequin catalog", "UTF8"); err != nil {
+			return nil, err
+		}
 	}
 	src, err := s.look(ctx, c.config.Source)
 	if err != nil {
@@ -74,7 +89,7 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 	}
 	s.sourceID, s.slotName, s.publication = src.id, src.slot, src.publication
 	if c.stuck.isSure {
-		isAccepted, err := c.isGivenUp(ctx, s.catalog, src.id)
+		isAccepted, err := c.isGivenUp(ctx, s.home, src.id)
 		if err != nil {
 			return nil, err
 		}
@@ -82,29 +97,32 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 			return nil, c.stuck.refusal(c.config.Source)
 		}
 	}
-	// Text passes through as the log's database has it: nothing can fail to be converted, and nothing is lost in it.
-	var encoding string
-	err = s.catalog.QueryRow(ctx, `select pg_catalog.set_config('client_encoding', pg_catalog.current_setting('server_encoding'), false)`).
-		Scan(&encoding)
+	// Text passes through as the log's database has it: nothing can fail to be converted, and nothing is lost in it. What
+	// another source has in another encoding, its server converts.
+	err = s.home.QueryRow(ctx, `select pg_catalog.set_config('client_encoding', pg_catalog.current_setting('server_encoding'), false)`).
+		Scan(&s.encoding)
+	if err == nil && s.target != nil {
+		_, err = s.catalog.Exec(ctx, `select pg_catalog.set_config('client_encoding', $1, false)`, s.encoding)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("set client_encoding: %w", err)
 	}
-	s.types = changelog.NewTypes(encoding == "UTF8")
+	s.types = changelog.NewTypes(s.encoding == "UTF8")
 
-	s.slot, err = slot.Connect(ctx, c.config.DatabaseURL, encoding, func(n *pgconn.Notice) {
-		c.log.Warn("the server says", "message", n.Message, "detail", n.Detail)
+	s.slot, err = slot.Connect(ctx, s.address(), s.encoding, func(n *pgconn.Notice) {
+		c.log.Warn("the server says", "message", s.scrub(n.Message), "detail", s.scrub(n.Detail))
 		if n.Code == pgerrcode.ObjectNotInPrerequisiteState {
 			s.isDoubt.Store(true)
 		}
 	})
 	if err != nil {
-		return nil, explain(err, s.catalog.Config().User)
+		return nil, s.explain(err)
 	}
 	id, err := s.slot.Identify(ctx)
 	if err != nil {
 		return nil, err
 	}
-	begin, err := s.prepareSlot(ctx, src, id)
+	databaseOID, begin, err := s.prepareSlot(ctx, src, id)
 	if err != nil {
 		return nil, err
 	}
@@ -115,24 +133,25 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 		return nil, err
 	}
 
-	if s.watcher, err = pinned.Connect(ctx, c.config.DatabaseURL, "sequin watch", encoding); err != nil {
+	if s.watcher, err = s.connectSource(ctx, "sequin watch", s.encoding); err != nil {
 		return nil, err
 	}
 	writerName := fmt.Sprintf("sequin log writer %d", s.sourceID)
-	writer, err := pinned.Connect(ctx, c.config.DatabaseURL, writerName, encoding)
+	writer, err := pinned.Connect(ctx, c.config.DatabaseURL, writerName, s.encoding)
 	if err != nil {
 		return nil, err
 	}
 	s.write = writer.PgConn()
 	var applied string
 	var step int64
-	err = s.catalog.QueryRow(ctx, `select c.step, c.applied_lsn, c.last_seq, c.segment
-		from pg_catalog.pg_database d cross join lateral sequin.bridge_claim($1, $2, $3, $4, d.oid::bigint, $5) c
-		where d.datname = pg_catalog.current_database()`,
-		s.sourceID, s.slotName, id.SystemID, id.Timeline, begin.String()).
+	err = s.home.QueryRow(ctx, `select step, applied_lsn, last_seq, segment from sequin.bridge_claim($1, $2, $3, $4, $5, $6)`,
+		s.sourceID, s.slotName, id.SystemID, id.Timeline, databaseOID, begin.String()).
 		Scan(&step, &applied, &s.lastSeq, &s.segment)
 	if err == nil {
 		s.applied, err = pglogrepl.ParseLSN(applied)
+	}
+	if err == nil && s.target != nil {
+		err = s.settle(ctx)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("claim source: %w", err)
@@ -148,10 +167,54 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 	return s, nil
 }
 
+// connectSource opens a connection to the source.
+func (s *session) connectSource(ctx context.Context, name, encoding string) (*pgx.Conn, error) {
+	if s.target == nil {
+		return pinned.Connect(ctx, s.config.DatabaseURL, name, encoding)
+	}
+	return s.target.Connect(ctx, name, map[string]string{"client_encoding": encoding})
+}
+
+// settle puts on record that it is this database that captures another source, and under which publication.
+func (s *session) settle(ctx context.Context) error {
+	oid, err := s.publicationOID(ctx, s.catalog)
+	if err != nil {
+		return err
+	}
+	s.captured = oid
+	_, err = s.home.Exec(ctx, `select sequin.bridge_settle($1, $2)`, s.sourceID, oid)
+	return err
+}
+
+// scrub takes what another source is reached by out of a text.
+func (s *session) scrub(text string) string {
+	if s.target == nil {
+		return text
+	}
+	return s.target.Scrub(text)
+}
+
+// address returns what the source is reached by: not to be shown, but of the log's own database.
+func (s *session) address() string {
+	if s.target == nil {
+		return s.config.DatabaseURL
+	}
+	return s.target.Address()
+}
+
+// explain makes a Refusal of what the source's server says against replication, where no waiting mends it.
+func (s *session) explain(err error) error {
+	var connect *pgconn.ConnectError
+	if err = explain(err, s.catalog.Config().User); s.target != nil && errors.As(err, &connect) {
+		return s.target.Explain(err)
+	}
+	return err
+}
+
 // endOthers ends what another bridge has left open: it can commit nothing any more, and would hold on to what it has locked
 // for as long as it is frozen, or its network is cut.
 func (s *session) endOthers(ctx context.Context, writerName string) {
-	_, err := s.catalog.Exec(ctx, `select pg_catalog.pg_terminate_backend(a.pid) from pg_catalog.pg_stat_activity a
+	_, err := s.home.Exec(ctx, `select pg_catalog.pg_terminate_backend(a.pid) from pg_catalog.pg_stat_activity a
 		where a.datname = pg_catalog.current_database() and a.usename = current_user and a.application_name = $1 and a.pid <> $2`,
 		writerName, int32(s.write.PID()))
 	if err != nil && ctx.Err() == nil {
@@ -168,17 +231,17 @@ func (s *session) close() {
 	if s.write != nil {
 		_ = s.write.Close(ctx)
 	}
-	for _, conn := range []*pgx.Conn{s.catalog, s.watcher} {
-		if conn != nil {
+	for _, conn := range []*pgx.Conn{s.home, s.catalog, s.watcher} {
+		if conn != nil && !conn.IsClosed() {
 			_ = conn.Close(ctx)
 		}
 	}
 }
 
-func (s *session) look(ctx context.Context, name string) (source, error) {
-	var src source
+func (s *session) look(ctx context.Context, name string) (standing, error) {
+	var src standing
 	var applied, horizon *string
-	err := s.catalog.QueryRow(ctx, `select source_id, slot_name, publication_name, system_identifier, timeline, database_oid, step,
+	err := s.home.QueryRow(ctx, `select source_id, slot_name, publication_name, system_identifier, timeline, database_oid, step,
 		applied_lsn, horizon_lsn from sequin.bridge_source($1)`, name).
 		Scan(&src.id, &src.slot, &src.publication, &src.system, &src.timeline, &src.databaseOID, &src.step, &applied, &horizon)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -197,55 +260,99 @@ func (s *session) look(ctx context.Context, name string) (source, error) {
 }
 
 // prepareSlot makes sure that the slot has all that the log does not, or that somebody has accepted that it has not,
-// and returns where to start from.
-func (s *session) prepareSlot(ctx context.Context, src source, id pglogrepl.IdentifySystemResult) (pglogrepl.LSN, error) {
+// and returns where to start from, and the oid of the source's database.
+func (s *session) prepareSlot(ctx context.Context, src standing, id pglogrepl.IdentifySystemResult) (databaseOID int64, begin pglogrepl.LSN, err error) {
 	state, err := slot.Look(ctx, s.catalog, s.slotName)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	// What another bridge has confirmed since the source was looked at must not look like a hole.
 	if src, err = s.look(ctx, s.config.Source); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	if state.IsStandby {
-		return 0, refuse("Give the bridge the address of the primary.", "the server is a standby, where the log cannot be written")
+	switch {
+	case state.IsStandby && s.target != nil:
+		return 0, 0, refuse("select sequin.alter_source(name, conninfo); with the address of the primary.", "the source is a standby, where no slot is made")
+	case state.IsStandby:
+		return 0, 0, refuse("Give the bridge the address of the primary.", "the server is a standby, where the log cannot be written")
 	}
 	var hasPublication bool
-	var databaseOID int64
 	var walLevel string
 	err = s.catalog.QueryRow(ctx, `select exists (select from pg_catalog.pg_publication p where p.pubname = $1), d.oid::bigint,
 		pg_catalog.current_setting('wal_level') from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()`, src.publication).
 		Scan(&hasPublication, &databaseOID, &walLevel)
 	if err != nil {
-		return 0, fmt.Errorf("look at publication %s: %w", src.publication, err)
+		return 0, 0, fmt.Errorf("look at publication %s: %w", src.publication, err)
 	}
 	if walLevel != "logical" {
-		return 0, refuse("alter system set wal_level = 'logical'; and restart the server. On Amazon RDS set rds.logical_replication to 1, "+
+		return 0, 0, refuse("alter system set wal_level = 'logical'; and restart the server. On Amazon RDS set rds.logical_replication to 1, "+
 			"on Google Cloud SQL cloudsql.logical_decoding to on.", "wal_level is %s, and changes can be decoded from logical only", walLevel)
 	}
 	if src.step == nil {
-		if !hasPublication {
-			return 0, refuse("sequin migrate --uninstall, then install anew: what was committed without a publication cannot be captured.",
+		if !hasPublication && s.target == nil {
+			return 0, 0, refuse("sequin migrate --uninstall, then install anew: what was committed without a publication cannot be captured.",
 				"publication %q does not exist: it was dropped", src.publication)
 		}
-		return s.firstStart(ctx, state)
+		if !hasPublication {
+			if err := s.makePublication(ctx, src); err != nil {
+				return 0, 0, err
+			}
+		}
+		begin, err = s.firstStart(ctx, state)
+		return databaseOID, begin, err
 	}
-	hole, err := s.findHole(ctx, src, state, id, databaseOID)
+	if s.target != nil {
+		if err := s.refuseCopy(ctx, src); err != nil {
+			return 0, 0, err
+		}
+		if err := s.home.QueryRow(ctx, `select sequin.bridge_captured_publication($1)`, src.id).Scan(&s.captured); err != nil {
+			return 0, 0, fmt.Errorf("look which publication was captured: %w", err)
+		}
+	}
+	missing, err := s.findHole(ctx, src, state, id, databaseOID)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	if hole != nil {
-		return s.pass(ctx, src, state, databaseOID, hole)
+	if missing != nil {
+		begin, err = s.pass(ctx, src, state, databaseOID, missing)
+		return databaseOID, begin, err
 	}
 	if state.IsActive {
-		return 0, fmt.Errorf("%w by process %d", errSlotInUse, state.ActivePID)
+		return 0, 0, fmt.Errorf("%w by process %d", errSlotInUse, state.ActivePID)
 	}
 	if state.Major >= 17 && !state.IsFailover {
 		if err := s.slot.KeepForStandby(ctx, s.slotName); err != nil {
 			s.log.Warn("the slot will be missing after a failover", "err", err)
 		}
 	}
-	return src.applied, nil
+	return databaseOID, src.applied, nil
+}
+
+// refuseCopy refuses to go on with another source that is captured by the database that this one is a copy of: there is
+// one slot, and two would take turns with it.
+func (s *session) refuseCopy(ctx context.Context, src standing) error {
+	var isCopy, isAccepted bool
+	const reason = "this database is a copy of the one that captures the source: one of the two may go on"
+	err := s.home.QueryRow(ctx, `select sequin.bridge_is_copy($1)`, src.id).Scan(&isCopy)
+	if err == nil && isCopy {
+		err = s.home.QueryRow(ctx, `select sequin.bridge_gap($1, $2, $3)`, src.id, src.applied.String(), reason).Scan(&isAccepted)
+	}
+	if err != nil {
+		return fmt.Errorf("look whose the slot is: %w", err)
+	}
+	if isCopy && !isAccepted {
+		return refuse(fmt.Sprintf("Where the other is gone for good: select sequin.accept_gap(%s); else drop this one's streams, and the source: "+
+			"sequin.drop_source leaves the other's slot alone.", quote.Literal(s.config.Source)), reason)
+	}
+	return nil
+}
+
+// makePublication makes another source's publication, with no table in it: they are put there when it is captured.
+func (s *session) makePublication(ctx context.Context, src standing) error {
+	if _, err := s.home.Exec(ctx, `select sequin.bridge_unpublish_source($1, false)`, src.id); err != nil {
+		return fmt.Errorf("take note that no table is published: %w", err)
+	}
+	return s.target.MakePublication(ctx, s.catalog, src.publication)
 }
 
 // firstStart returns where a slot begins, which it makes if need be.
@@ -278,12 +385,15 @@ func (s *session) createSlot(ctx context.Context, major int) (pglogrepl.LSN, err
 		defer conn.Close(context.WithoutCancel(ctx))
 		if holders, err := slot.Holders(ctx, conn); err == nil {
 			s.log.Warn("creating the slot waits for transactions that were open before it", "slot", s.slotName, "oldest", holders)
-			_, _ = conn.Exec(ctx, `select sequin.bridge_error($1, $2, $3)`, s.sourceID,
-				"creating the slot waits for transactions that were open before it: "+holders,
-				"It goes on by itself when they have ended.")
+			if home, err := pinned.Connect(ctx, s.config.DatabaseURL, "sequin report", "UTF8"); err == nil {
+				defer home.Close(context.WithoutCancel(ctx))
+				_, _ = home.Exec(ctx, `select sequin.bridge_error($1, $2, $3)`, s.sourceID,
+					"creating the slot waits for transactions that were open before it: "+holders,
+					"It goes on by itself when they have ended.")
+			}
 		}
 	})
 	defer waiting.Stop()
 	begin, err := slot.Create(ctx, s.catalog, s.slotName, major)
-	return begin, explain(err, s.catalog.Config().User)
+	return begin, s.explain(err)
 }

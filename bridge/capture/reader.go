@@ -2,14 +2,17 @@ package capture
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
 
 	"sequin/bridge/changelog"
 	"sequin/bridge/slot"
+	"sequin/bridge/source"
 	"sequin/bridge/wal"
 )
 
@@ -275,7 +278,8 @@ func (r *reader) message(ctx context.Context, data []byte) error {
 // relation takes note of what a table looks like from here on.
 func (r *reader) relation(ctx context.Context, rel *wal.Relation) error {
 	delete(r.tables, rel.OID)
-	if _, ok := r.routes[rel.OID]; !ok {
+	// Another source's table may have come again under another route; a relation is rare.
+	if _, ok := r.routes[rel.OID]; !ok || r.session.target != nil {
 		if err := r.loadRoutes(ctx); err != nil {
 			return err
 		}
@@ -284,11 +288,7 @@ func (r *reader) relation(ctx context.Context, rel *wal.Relation) error {
 	if !ok {
 		return nil // a partition, whose changes come under its root, or a table that is not streamed any more
 	}
-	var key []string
-	var isRoot bool
-	err := r.catalog.QueryRow(ctx, `select sequin.bridge_relation($1, $2, $3, $4), exists (
-		select from pg_catalog.pg_class c where c.oid = $2::bigint::oid and c.relkind = 'p')`, r.sourceID, int64(rel.OID), rel.Schema, rel.Name).
-		Scan(&key, &isRoot)
+	key, isRoot, err := r.keyColumns(ctx, rel)
 	if err != nil {
 		return fmt.Errorf("take note of table %s.%s: %w", rel.Schema, rel.Name, err)
 	}
@@ -304,8 +304,27 @@ func (r *reader) relation(ctx context.Context, rel *wal.Relation) error {
 	return nil
 }
 
+// keyColumns returns the columns that name a relation's rows, and whether it is partitioned, and has what it looks like now
+// put on record.
+func (r *reader) keyColumns(ctx context.Context, rel *wal.Relation) (key []string, isRoot bool, err error) {
+	if r.session.target == nil {
+		err = r.home.QueryRow(ctx, `select sequin.bridge_relation($1, $2, $3, $4), exists (
+			select from pg_catalog.pg_class c where c.oid = $2::bigint::oid and c.relkind = 'p')`, r.sourceID, int64(rel.OID), rel.Schema, rel.Name).
+			Scan(&key, &isRoot)
+		return key, isRoot, err
+	}
+	var columns, identity []string // no columns: it has been dropped since
+	err = r.catalog.QueryRow(ctx, source.ColumnsQuery, int64(rel.OID)).Scan(&key, &columns, &identity, &isRoot)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return nil, false, err
+	}
+	err = r.home.QueryRow(ctx, `select sequin.bridge_far_relation($1, $2, $3, $4, $5, $6, $7)`,
+		r.sourceID, int64(rel.OID), rel.Schema, rel.Name, key, columns, identity).Scan(&key)
+	return key, isRoot, err
+}
+
 func (r *reader) loadRoutes(ctx context.Context) error {
-	rows, err := r.catalog.Query(ctx, `select relation_oid, route_id, key_columns from sequin.bridge_tables($1)`, r.sourceID)
+	rows, err := r.home.Query(ctx, `select relation_oid, route_id, key_columns from sequin.bridge_tables($1)`, r.sourceID)
 	if err != nil {
 		return fmt.Errorf("read tables: %w", err)
 	}

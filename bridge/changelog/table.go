@@ -97,6 +97,11 @@ func (t *Table) Key(row wal.Tuple) string {
 	return string(key)
 }
 
+// Record returns what record is for a row.
+func (t *Table) Record(row wal.Tuple) string {
+	return string(t.appendRecord(nil, row, nil, t.omit(row)))
+}
+
 // value returns a column of a new row, which an unchanged TOASTed one has from the old row where that has it.
 func value(i int, tuple, old wal.Tuple) wal.Value {
 	v := tuple[i]

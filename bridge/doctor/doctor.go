@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -107,7 +108,11 @@ func Examine(ctx context.Context, databaseURL string) ([]Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(findings, tables), nil
+	others, err := otherSources(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	return append(append(findings, tables), others...), nil
 }
 
 func (f facts) server() Finding {
@@ -277,6 +282,29 @@ func slotState(s slot.State, name string) Finding {
 		return warn("slot", "sequin bridge --database-url …", "%s is read by nobody: the server keeps WAL for it", name)
 	}
 	return ok("slot", "%s is read by process %d", name, s.ActivePID)
+}
+
+// otherSources says what the bridge has found of other databases than this one.
+func otherSources(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
+	rows, err := conn.Query(ctx, `select s.name, s.state, coalesce(s.error, ''), coalesce(s.hint, '') from sequin.sources s
+		where not s.is_local order by s.name`)
+	if err != nil {
+		return nil, fmt.Errorf("look at other sources: %w", err)
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (Finding, error) {
+		var name, state, reason, hint string
+		if err := row.Scan(&name, &state, &reason, &hint); err != nil {
+			return Finding{}, err
+		}
+		name = "source " + name
+		switch state {
+		case "error":
+			return fail(name, cmp.Or(hint, "select * from sequin.health();"), "%s", reason), nil
+		case "pending":
+			return warn(name, "sequin bridge --database-url …", "no bridge has captured it yet"), nil
+		}
+		return ok(name, "captured"), nil
+	})
 }
 
 // tablesWithoutIdentity finds streamed tables whose updates and deletes fail, or are about to.

@@ -38,6 +38,9 @@ func Uninstall(ctx context.Context, databaseURL string, log *slog.Logger) error 
 	if s := inUse(slots); s != nil {
 		return fmt.Errorf("slot %s is in use by process %d: stop the bridge first", s.name, *s.activePID)
 	}
+	if err := warnOfSources(ctx, conn, log); err != nil {
+		return err
+	}
 	// The schema first: should that fail, the slot still has what was not captured.
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		for _, name := range publications {
@@ -60,6 +63,31 @@ func Uninstall(ctx context.Context, databaseURL string, log *slog.Logger) error 
 		log.Info("dropped slot", "slot", s.name)
 	}
 	log.Info("uninstalled")
+	return nil
+}
+
+// warnOfSources says what stays behind on other databases.
+func warnOfSources(ctx context.Context, conn *pgx.Conn, log *slog.Logger) error {
+	var isThere bool
+	err := conn.QueryRow(ctx, `select exists (select from pg_catalog.pg_attribute a
+		where a.attrelid = pg_catalog.to_regclass('sequin.source') and a.attname = 'dropped_at')`).Scan(&isThere)
+	if err != nil || !isThere {
+		return err
+	}
+	rows, err := conn.Query(ctx, `select s.name, coalesce(s.slot_name, s.publication_name), s.publication_name
+		from sequin.source s where s.conninfo is not null`)
+	if err != nil {
+		return fmt.Errorf("read sources: %w", err)
+	}
+	var name, slot, publication string
+	_, err = pgx.ForEachRow(rows, []any{&name, &slot, &publication}, func() error {
+		log.Warn("a source keeps its slot and its publication: drop them there", "source", name, "statements",
+			fmt.Sprintf("select pg_drop_replication_slot(%s); drop publication %s;", quote.Literal(slot), quote.Identifier(publication)))
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read sources: %w", err)
+	}
 	return nil
 }
 

@@ -55,7 +55,7 @@ func (u *Upkeep) dispatch(ctx context.Context) {
 			u.warn(ctx, "write feeds", err)
 			time.AfterFunc(tendEvery, func() { u.news.add(nil) })
 		}
-		if _, err := u.pool.Exec(ctx, `select sequin.bridge_notify($1)`, routes); err != nil {
+		if _, err := u.pool.Exec(ctx, `select sequin.bridge_notify($1, $2)`, routes, u.sourceID); err != nil {
 			u.warn(ctx, "notify", err)
 		}
 		select {

@@ -57,6 +57,12 @@ func (u *Upkeep) Segment() int32 { return u.segment.Load() }
 // IsAwaited tells, once, that a sync waits for word that the log is complete so far.
 func (u *Upkeep) IsAwaited() bool { return u.awaited.Swap(false) }
 
+// Resume takes note that capture goes on here, after a while in which nothing was written.
+func (u *Upkeep) Resume(segment int32, lastSeq int64) {
+	u.segment.Store(max(u.segment.Load(), segment))
+	u.lastSeq.Store(lastSeq)
+}
+
 // Written takes note of a batch of the log.
 func (u *Upkeep) Written(lastSeq int64, routes []int32) {
 	u.lastSeq.Store(lastSeq)
@@ -80,7 +86,7 @@ func (u *Upkeep) Run(ctx context.Context) {
 	parts.Go(func() { u.every(ctx, "retain the log", retainEvery, u.retain) })
 	parts.Go(func() {
 		u.every(ctx, "sample counters", sampleEvery, func(ctx context.Context) error {
-			_, err := u.pool.Exec(ctx, `select sequin.bridge_sample()`)
+			_, err := u.pool.Exec(ctx, `select sequin.bridge_sample($1)`, u.sourceID)
 			return err
 		})
 	})
@@ -118,7 +124,7 @@ type consumer struct {
 }
 
 func (u *Upkeep) consumers(ctx context.Context) ([]consumer, error) {
-	rows, err := u.pool.Query(ctx, `select consumer_id, has_feed from sequin.bridge_consumers()`)
+	rows, err := u.pool.Query(ctx, `select consumer_id, has_feed from sequin.bridge_consumers($1)`, u.sourceID)
 	if err != nil {
 		return nil, err
 	}
@@ -143,7 +149,7 @@ func (u *Upkeep) tend(ctx context.Context) error {
 	if len(consumers) == 0 {
 		return nil
 	}
-	_, err = u.pool.Exec(ctx, `select sequin.bridge_notify('{}')`)
+	_, err = u.pool.Exec(ctx, `select sequin.bridge_notify('{}', $1)`, u.sourceID)
 	return err
 }
 

@@ -2,8 +2,10 @@
 package doctor
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"sequin/bridge/doctor"
 	"sequin/bridge/schema"
@@ -76,6 +78,20 @@ func TestServer(t *testing.T) {
 	all := examine(t, db.URL)
 	expect(t, all, "wal_level", doctor.Error, "alter system set wal_level = 'logical'")
 	expect(t, all, "replication slots", doctor.Error, "max_replication_slots")
+}
+
+func TestOtherSources(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`select sequin.create_source('far', 'host=127.0.0.1 port=1')`)
+	expect(t, examine(t, db.URL), "source far", doctor.Warning, "sequin bridge")
+	pgtest.StartBridge(t, db.URL)
+	pgtest.Eventually(t, 20*time.Second, func() error {
+		if f := examine(t, db.URL)["source far"]; f.Status != doctor.Error {
+			return fmt.Errorf("got %+v", f)
+		}
+		return nil
+	})
 }
 
 func TestTables(t *testing.T) {

@@ -1,6 +1,7 @@
 package pgtest
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -34,13 +35,14 @@ begin
           case tg_op when 'DELETE' then jsonb_build_object('id', old.id) else to_jsonb(new) end);
   return null;
 end $$;
-create trigger audit after insert or update or delete on item for each row execute function audit();
-select sequin.create_stream('items', '{item}');`
+create trigger audit after insert or update or delete on item for each row execute function audit();`
 
 // Audit is an oracle: a table under random change, and what a trigger says of it.
 type Audit struct {
-	db   *DB
-	seed uint64
+	db     *DB
+	home   *DB    // where the log is
+	source string // what db is called there
+	seed   uint64
 
 	stop    chan struct{}
 	writers sync.WaitGroup
@@ -55,8 +57,26 @@ type Audit struct {
 func NewAudit(db *DB, seed uint64) *Audit {
 	db.Helper()
 	db.Logf("seed %d", seed)
-	db.Exec(auditSQL)
-	return &Audit{db: db, seed: seed}
+	db.Exec(auditSQL + `select sequin.create_stream('items', '{item}')`)
+	return &Audit{db: db, home: db, source: "local", seed: seed}
+}
+
+// NewFarAudit makes the table and its trigger in another database than the log's, that is a source there, and a stream
+// of it, called items_ and the source's name. It waits until the stream is captured.
+func NewFarAudit(home, far *DB, source string, seed uint64) *Audit {
+	home.Helper()
+	home.Logf("seed %d", seed)
+	far.Exec(auditSQL)
+	home.Exec(`select sequin.create_stream('items_' || $1, '{public.item}', source => $1)`, source)
+	Eventually(home.TB, 30*time.Second, func() error {
+		state := Value[string](home, `select state || coalesce(': ' || error, '') from sequin.streams where name = 'items_' || $1`, source)
+		if state != "active" {
+			return fmt.Errorf("the stream of %s is %s", source, state)
+		}
+		return nil
+	})
+	home.Exec(`create table audit_` + source + ` (id bigint, xid bigint, action text, pk text, record jsonb)`)
+	return &Audit{db: far, home: home, source: source, seed: seed}
 }
 
 // Start has a number of writers change the table until Stop. A writer goes on through whatever happens to the server.
@@ -196,13 +216,14 @@ with log as (
   select (l.metadata ->> 'xid')::bigint as xid, l.seq, sequin._action(l.action) as action, l.action as code, l.record_pk, l.record
   from sequin.log l
   join sequin.source_table t on t.id = l.route_id
-  where t.table_name = 'item'
+  join sequin.source s on s.id = t.source_id
+  where t.table_name = 'item' and s.name = $1
 ), logged as (
   select xid, min(seq) as seq, max(seq) - min(seq) + 1 as span, count(*) as row_count,
          array_agg(array[action, record_pk, record::text] order by seq) filter (where code <> 'x') as changes
   from log group by xid
 ), audited as (
-  select xid, min(id) as id, array_agg(array[action, pk, record::text] order by id) as changes from audit group by xid
+  select xid, min(id) as id, array_agg(array[action, pk, record::text] order by id) as changes from %s group by xid
 )
 select coalesce(string_agg(problem, E'\n' order by xid), '')
 from (
@@ -226,9 +247,11 @@ where problem is not null`
 // Check waits until the log has everything, and compares it with the audit.
 func (a *Audit) Check(t testing.TB, within time.Duration) {
 	t.Helper()
+	audit := a.bring(t)
+	query := strings.Replace(auditDifference, "%s", audit, 1)
 	Eventually(t, within, func() error {
 		var difference string
-		if err := a.db.Pool.QueryRow(context.Background(), auditDifference).Scan(&difference); err != nil {
+		if err := a.home.Pool.QueryRow(context.Background(), query, a.source).Scan(&difference); err != nil {
 			return err
 		}
 		if difference != "" {
@@ -237,10 +260,29 @@ func (a *Audit) Check(t testing.TB, within time.Duration) {
 		return nil
 	})
 	var logged, audited int
-	err := a.db.Pool.QueryRow(context.Background(), `select (select count(*) from sequin.log where action <> 'x'), (select count(*) from audit)`).
+	err := a.home.Pool.QueryRow(context.Background(), `select (select count(*) from sequin.log l join sequin.source_table t on t.id = l.route_id
+			join sequin.source s on s.id = t.source_id where s.name = $1 and l.action <> 'x'), (select count(*) from `+audit+`)`, a.source).
 		Scan(&logged, &audited)
 	if err != nil || logged != audited || logged == 0 {
 		t.Fatalf("seed %d: the log has %d changes, the audit %d (%v)", a.seed, logged, audited, err)
 	}
 	t.Logf("%d changes in %d transactions are the audit's", logged, a.Commits.Load())
+}
+
+// bring has the audit where the log is, and returns what it is called there.
+func (a *Audit) bring(t testing.TB) string {
+	t.Helper()
+	if a.db == a.home {
+		return "audit"
+	}
+	name := "audit_" + a.source
+	a.home.Exec(`truncate ` + name)
+	var rows bytes.Buffer // as text: what passes through here is not to be read and written
+	if _, err := a.db.Connect().PgConn().CopyTo(context.Background(), &rows, `copy audit to stdout`); err != nil {
+		t.Fatalf("bring the audit: %v", err)
+	}
+	if _, err := a.home.Connect().PgConn().CopyFrom(context.Background(), &rows, `copy `+name+` from stdin`); err != nil {
+		t.Fatalf("bring the audit: %v", err)
+	}
+	return name
 }

@@ -127,6 +127,14 @@ func BridgeProcess(t testing.TB, databaseURL string) *Process {
 	return StartProcess(t, "bridge", "--database-url", databaseURL)
 }
 
+// BridgeProcessEnv is BridgeProcess with environment variables, as NAME=value.
+func BridgeProcessEnv(t testing.TB, databaseURL string, env ...string) *Process {
+	t.Helper()
+	cmd := exec.Command(Program(t), "bridge", "--database-url", databaseURL)
+	cmd.Env = append(os.Environ(), env...)
+	return startCommand(t, cmd)
+}
+
 // DevProcess runs sequin dev, on the PostgreSQL that is tested with. It does not wait until that serves.
 func DevProcess(t testing.TB, dir string, args ...string) *Process {
 	t.Helper()

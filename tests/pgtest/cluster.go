@@ -61,11 +61,14 @@ func Cluster(t testing.TB) *localpg.Cluster {
 	shared.Lock()
 	defer shared.Unlock()
 	if shared.cluster == nil && shared.err == nil {
-		shared.dir, shared.cluster, shared.err = start(map[string]string{
-			"fsync":              "off",
-			"full_page_writes":   "off",
-			"synchronous_commit": "off",
-		})
+		var binaries localpg.Binaries
+		if binaries, shared.err = Find(); shared.err == nil {
+			shared.dir, shared.cluster, shared.err = start(binaries, map[string]string{
+				"fsync":              "off",
+				"full_page_writes":   "off",
+				"synchronous_commit": "off",
+			})
+		}
 	}
 	if shared.err != nil {
 		t.Fatal(shared.err)
@@ -76,7 +79,33 @@ func Cluster(t testing.TB) *localpg.Cluster {
 // NewCluster starts a server of the test's own, that it may stop and kill. It writes to disk as one in production.
 func NewCluster(t testing.TB, settings map[string]string) *localpg.Cluster {
 	t.Helper()
-	dir, c, err := start(settings)
+	binaries, err := Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newCluster(t, binaries, settings)
+}
+
+// NewClusterOf is NewCluster of another major version than the one that is tested with. It skips the test where there
+// is none.
+func NewClusterOf(t testing.TB, major int, settings map[string]string) *localpg.Cluster {
+	t.Helper()
+	binaries, err := localpg.Find(major)
+	if err != nil {
+		root, rootErr := moduleRoot()
+		if rootErr != nil {
+			t.Fatal(rootErr)
+		}
+		if binaries, err = localpg.Look(filepath.Join(root, ".cache", "postgres", strconv.Itoa(major), "bin")); err != nil {
+			t.Skipf("there is no PostgreSQL %d: %v", major, err)
+		}
+	}
+	return newCluster(t, binaries, settings)
+}
+
+func newCluster(t testing.TB, binaries localpg.Binaries, settings map[string]string) *localpg.Cluster {
+	t.Helper()
+	dir, c, err := start(binaries, settings)
 	if dir != "" {
 		t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	}
@@ -93,11 +122,7 @@ func NewCluster(t testing.TB, settings map[string]string) *localpg.Cluster {
 	return c
 }
 
-func start(settings map[string]string) (string, *localpg.Cluster, error) {
-	binaries, err := Find()
-	if err != nil {
-		return "", nil, err
-	}
+func start(binaries localpg.Binaries, settings map[string]string) (string, *localpg.Cluster, error) {
 	dir, err := os.MkdirTemp("", "pgtest")
 	if err != nil {
 		return "", nil, err

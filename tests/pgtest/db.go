@@ -54,6 +54,18 @@ func Empty(t testing.TB) *DB {
 	return create(t, Cluster(t), "")
 }
 
+// EmptyOn returns a database without the schema, on a cluster of the test's own.
+func EmptyOn(t testing.TB, c *localpg.Cluster) *DB {
+	t.Helper()
+	return create(t, c, "")
+}
+
+// CloneOf returns a copy of a database that nobody is connected to.
+func CloneOf(t testing.TB, db *DB) *DB {
+	t.Helper()
+	return create(t, db.Cluster, " template "+db.Name)
+}
+
 // NewOn returns a database with the schema in it, on a cluster of the test's own.
 func NewOn(t testing.TB, c *localpg.Cluster) *DB {
 	t.Helper()

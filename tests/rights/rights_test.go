@@ -208,6 +208,23 @@ func TestConfigure(t *testing.T) {
 	if code := code(t, admin, `select sequin.create_consumer('x', 'orders')`); code != "" {
 		t.Errorf("create_consumer on a table it may read: got %s", code)
 	}
+	// What reaches other databases is the owner's, and what is in them.
+	db.Exec(`select sequin.create_source('far', 'host=127.0.0.1 port=1 password=hidden'); select sequin.create_stream('far', '{t}', source => 'far')`)
+	for _, sql := range []string{
+		`select sequin.create_source('x', 'host=x')`, `select sequin.alter_source('far', 'host=x')`, `select sequin.drop_source('far')`,
+		`select sequin.create_stream('x', '{t}', source => 'far')`, `select sequin.create_consumer('y', 'far')`,
+		`table sequin.source`, `select sequin.bridge_conninfo(2)`,
+	} {
+		if code := code(t, admin, sql); code != pgerrcode.InsufficientPrivilege {
+			t.Errorf("%s: got %q", sql, code)
+		}
+	}
+	for _, sql := range []string{`table sequin.sources`, `table sequin.source_status`, `table sequin.streams`} {
+		if code := code(t, admin, sql); code != "" {
+			t.Errorf("%s: got %s", sql, code)
+		}
+	}
+	db.Exec(`select sequin.drop_stream('far'); select sequin.drop_source('far')`)
 	db.Exec(`select sequin.revoke_configure($1)`, roles["admin"])
 	for _, call := range pgtest.Column[string](db, callsQuery, []string{}) {
 		if code := code(t, admin, call); code != pgerrcode.InsufficientPrivilege {

@@ -13,6 +13,7 @@ const publicFunctions = `
 accept_gap(source text default 'local', consumer text default null, pipeline text default null) returns bigint
 ack(consumer text, ack_ids bigint[]) returns bigint
 alter_consumer(name text, filter text default null, transform text default null, actions text[] default null, group_by text[] default null, start_at text default null, start_row text default null, ack_wait interval default null, max_deliver integer default null, max_ack_pending integer default null, backoff interval default null, max_backoff interval default null) returns text
+alter_source(name text, conninfo text) returns text
 alter_pipeline(name text, actions text[] default null, filter text default null, retention interval default null) returns text
 backfill(consumer text, from_row text default null, filter text default null) returns bigint
 cancel_backfill(id bigint) returns boolean
@@ -23,6 +24,7 @@ create_stream(name text, tables text[], mode text default 'rows', sort_column te
 create_webhook(name text, stream text, url text, headers jsonb default '{}', secret text default null, batch_size integer default 1, request_timeout interval default '00:00:30', concurrency integer default 8, filter text default null, transform text default null, actions text[] default '{insert,update,delete}', group_by text[] default null, start_at text default 'now', start_row text default null, ack_wait interval default '00:00:30', max_deliver integer default null, max_ack_pending integer default 10000, backoff interval default '00:00:01', max_backoff interval default '00:05:00', if_not_exists boolean default false) returns text
 drop_consumer(name text, if_exists boolean default false) returns text
 drop_pipeline(name text, if_exists boolean default false) returns text
+drop_source(name text, if_exists boolean default false) returns text
 drop_stream(name text, if_exists boolean default false) returns text
 extend(consumer text, ack_ids bigint[], ack_wait interval default null) returns bigint
 grant_configure(role name) returns text
