@@ -277,15 +277,21 @@ func TestTransactionsOfAllKinds(t *testing.T) {
 		`begin; insert into t values (9); rollback`,
 		`do $$ begin for i in 10..12 loop begin insert into t values (i); if i = 11 then raise 'no'; end if; exception when others then null; end; end loop; end $$`,
 		`rollback prepared 'lost'`,
+		// What others write into the WAL is nothing to us, whatever it is called, and whether it is rolled back.
+		`select pg_logical_emit_message(false, 'sequin', 'x'), pg_logical_emit_message(true, 'sequin', 'x')`,
+		`begin; insert into t values (14); select pg_logical_emit_message(false, 'sequin', 'x'); rollback`,
+		// What a subscription of this database's own applies is a change like any other.
+		`select pg_replication_origin_create('upstream')`,
+		`do $$ begin perform pg_replication_origin_session_setup('upstream'); insert into t values (15); perform pg_replication_origin_session_reset(); end $$`,
 	} {
 		db.Exec(sql)
 	}
-	awaitKeys(t, db, "3", "4", "7", "8", "10", "12")
+	awaitKeys(t, db, "3", "4", "7", "8", "10", "12", "15")
 	stop()
 	pgtest.StartBridge(t, db.URL)
 	db.Exec(`commit prepared 'kept'`)
 	db.Exec(`insert into t values (13)`)
-	awaitKeys(t, db, "3", "4", "7", "8", "10", "12", "1", "13")
+	awaitKeys(t, db, "3", "4", "7", "8", "10", "12", "15", "1", "13")
 	if pgtest.Value[bool](db, `select coalesce(bool_or((to_jsonb(s) ->> 'two_phase')::boolean), false) from pg_replication_slots s`) {
 		t.Error("the slot is two-phase")
 	}
