@@ -318,10 +318,27 @@ func TestNotStreamable(t *testing.T) {
 		}
 	}
 	db.Exec(`create table t (id int primary key); select sequin.create_stream('t', '{t}')`)
-	if db.Major() >= 15 { // it refuses from its 15th version on; before that, nothing comes any more
-		if e := db.Error(`alter table t set unlogged`); !strings.Contains(e.Message, "publication") {
-			t.Errorf("got %v", e)
-		}
+	if e := db.Error(`alter table t set unlogged`); !strings.Contains(e.Message, "publication") {
+		t.Errorf("got %v", e)
+	}
+	if db.Major() < 13 {
+		return
+	}
+	// Partitions may be anything, and become so while their table is streamed.
+	db.Exec(`create table p (id int primary key) partition by range (id);
+		create table p1 partition of p for values from (0) to (10);
+		create unlogged table p2 partition of p for values from (10) to (20)`)
+	if e := db.Error(`select sequin.create_stream('p', '{p}')`); e.Code != "55000" || !strings.HasPrefix(e.Hint, "alter table public.p2 set logged;") {
+		t.Errorf("got %v, %s", e, e.Hint)
+	}
+	db.Exec(`drop table p2; select sequin.create_stream('p', '{p}')`)
+	db.Exec(`create unlogged table p2 partition of p for values from (10) to (20)`)
+	awaitHealth(t, db, "error table public.p its partition public.p2 is unlogged or foreign: what is written there is not captured", "alter table public.p2 set logged;")
+	db.Exec(`drop table p2; alter table p1 replica identity nothing`)
+	awaitHealth(t, db, "error table public.p its partition public.p1 has no primary key or replica identity", "alter table public.p1")
+	db.Exec(`alter table p1 replica identity default`)
+	if n := pgtest.Value[int](db, `select count(*) from sequin.health() where name like 'table%'`); n != 0 {
+		t.Errorf("health() has %d tables", n)
 	}
 }
 
