@@ -176,16 +176,20 @@ func TestIdle(t *testing.T) {
 		t.Fatalf("got %d messages", n)
 	}
 	db.Exec(`checkpoint`)
-	// What the insert has left to do is done within a few seconds.
-	time.Sleep(5 * time.Second)
-	before := pgtest.Value[string](db, `select pg_current_wal_insert_lsn()::text`)
+	// What the insert has left to do is done soon.
 	const span = 30 * time.Second
-	time.Sleep(span) // nothing happens is what is waited for
-	after := pgtest.Value[string](db, `select pg_current_wal_insert_lsn()::text`)
-	perMinute := int64(lsn(t, after)-lsn(t, before)) * int64(time.Minute/span)
-	t.Logf("%d bytes of WAL a minute", perMinute)
-	if perMinute >= 64<<10 {
-		t.Errorf("an idle bridge has the server write %d bytes of WAL a minute", perMinute)
+	for left := 4; ; left-- {
+		before := pgtest.Value[string](db, `select pg_current_wal_insert_lsn()::text`)
+		time.Sleep(span) // nothing happens is what is waited for
+		after := pgtest.Value[string](db, `select pg_current_wal_insert_lsn()::text`)
+		perMinute := int64(lsn(t, after)-lsn(t, before)) * int64(time.Minute/span)
+		t.Logf("%d bytes of WAL a minute", perMinute)
+		if perMinute < 64<<10 {
+			return
+		}
+		if left == 0 {
+			t.Fatalf("an idle bridge has the server write %d bytes of WAL a minute", perMinute)
+		}
 	}
 }
 
