@@ -55,7 +55,11 @@ as $$
      format('%s set (publish = %L);', a.alter, 'insert, update, delete, truncate')),
     (4, c.relkind = 'p' and not coalesce((to_jsonb(p) ->> 'pubviaroot')::boolean, true),
      format('publication %s publishes partitions under their own names: they are not captured', source.publication_name),
-     format('%s set (publish_via_partition_root = true);', a.alter))
+     format('%s set (publish_via_partition_root = true);', a.alter)),
+    (5, to_jsonb(p) ->> 'pubgencols' = 'n' and exists (
+       select from pg_attribute g where g.attrelid = c.oid and g.attgenerated = 's' and not g.attisdropped),
+     format('publication %s publishes no generated columns: they are not captured', source.publication_name),
+     format('%s set (publish_generated_columns = stored);', a.alter))
   ) k(n, is_so, detail, mend)
   where c.oid = relation and k.is_so
   order by k.n

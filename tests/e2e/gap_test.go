@@ -301,10 +301,11 @@ func TestPublicationAltered(t *testing.T) {
 		since                   int
 		alter, detail, mend, of string
 	}{
-		"kinds":   {12, `alter publication sequin set (publish = 'insert')`, "publishes some kinds of changes only", `alter publication sequin set (publish = 'insert, update, delete, truncate');`, "published in part"},
-		"root":    {13, `alter publication sequin set (publish_via_partition_root = false)`, "publishes partitions under their own names", `alter publication sequin set (publish_via_partition_root = true);`, "published in part"},
-		"rows":    {15, `alter publication sequin set table t where (id < 0), u`, "has a row filter or a column list", `alter publication sequin drop table public.t; alter publication sequin add table public.t;`, "out of publication"},
-		"columns": {15, `alter publication sequin drop table t; alter publication sequin add table t (id)`, "has a row filter or a column list", `alter publication sequin drop table public.t; alter publication sequin add table public.t;`, "out of publication"},
+		"kinds":     {12, `alter publication sequin set (publish = 'insert')`, "publishes some kinds of changes only", `alter publication sequin set (publish = 'insert, update, delete, truncate');`, "published in part"},
+		"root":      {13, `alter publication sequin set (publish_via_partition_root = false)`, "publishes partitions under their own names", `alter publication sequin set (publish_via_partition_root = true);`, "published in part"},
+		"generated": {18, `alter publication sequin set (publish_generated_columns = none)`, "publishes no generated columns", `alter publication sequin set (publish_generated_columns = stored);`, "published in part"},
+		"rows":      {15, `alter publication sequin set table t where (id < 0), u`, "has a row filter or a column list", `alter publication sequin drop table public.t; alter publication sequin add table public.t;`, "out of publication"},
+		"columns":   {15, `alter publication sequin drop table t; alter publication sequin add table t (id)`, "has a row filter or a column list", `alter publication sequin drop table public.t; alter publication sequin add table public.t;`, "out of publication"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -316,7 +317,7 @@ func TestPublicationAltered(t *testing.T) {
 			if db.Major() >= 13 {
 				partitions = ` partition by range (id); create table t1 partition of t for values from (0) to (100)`
 			}
-			db.Exec(`create table t (id int primary key, a text)` + partitions + `; create table u (id int primary key, a text);
+			db.Exec(`create table t (id int primary key, a text, d int generated always as (id) stored)` + partitions + `; create table u (id int primary key, a text);
 				select sequin.create_stream('t', '{t}'), sequin.create_stream('u', '{u}')`)
 			b := pgtest.BridgeProcess(t, db.URL)
 			b.AwaitLog("msg=capturing")
