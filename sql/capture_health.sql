@@ -99,4 +99,23 @@ begin
     where t.source_id = source.id and sequin._is_captured(t.id)
       and (c.relispartition or c.relkind = 'r' and not sequin._has_replica_identity(c.oid))
     order by t.id;
+
+  -- Partitions are made, attached and altered without anybody's asking; the first of each table is named.
+  return query
+    select format('table %I.%I', t.schema_name, t.table_name), 'error',
+           case when l.is_outside then format('its partition %s is unlogged or foreign: what is written there is not captured', l.name)
+                else format('its partition %s has no primary key or replica identity: updates and deletes of its rows fail', l.name) end,
+           case when l.is_outside then format('alter table %1$s set logged; or, of a foreign one: alter table … detach partition %1$s;', l.name)
+                else format('alter table %1$s add primary key (…); or, where it has none: alter table %1$s replica identity full;', l.name) end
+    from sequin.source_table t
+    join pg_class c on c.oid = t.relation_oid and c.relkind = 'p'
+    cross join lateral (
+      select sequin._table_name(d.relid) as name, o.is_outside
+      from pg_partition_tree(c.oid) d
+      cross join lateral (select sequin._is_outside_wal(d.relid) as is_outside) o
+      where d.isleaf and d.relid <> c.oid and (o.is_outside or not sequin._has_replica_identity(d.relid))
+      order by o.is_outside desc, d.relid
+      limit 1) l
+    where t.source_id = source.id and sequin._is_captured(t.id)
+    order by t.id;
 end $$;

@@ -110,15 +110,11 @@ begin
 
   return query
     select format('table %I.%I', t.schema_name, t.table_name), 'error',
-           format('the table is not in publication %s any more: its changes are not captured', s.publication_name),
-           format('alter publication %I add table %I.%I;', s.publication_name, t.schema_name, t.table_name)
+           b.detail, b.mend
     from sequin.source_table t
     join sequin.source s on s.id = t.source_id and s.conninfo is null
-    where sequin._is_captured(t.id)
-      and exists (select from pg_class k where k.oid = t.relation_oid)
-      and not exists (
-        select from pg_publication p join pg_publication_rel r on r.prpubid = p.oid
-        where p.pubname = s.publication_name and r.prrelid = t.relation_oid);
+    cross join lateral sequin._kept_back(s, t.relation_oid) b
+    where sequin._is_captured(t.id);
 
   return query
     select format('consumer %s', c.name),

@@ -29,6 +29,43 @@ as $$
   left join pg_publication p on p.pubname = source.publication_name
 $$;
 
+-- What the publication of a source of this database keeps back of a table's changes, and the statement that mends it; no row:
+-- nothing. Columns that not every version has are asked for by name.
+create or replace function sequin._kept_back(source sequin.source, relation oid, out detail text, out mend text)
+returns setof record
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select k.detail, k.mend
+  from pg_class c
+  join pg_namespace n on n.oid = c.relnamespace
+  cross join lateral format('alter publication %I', source.publication_name) a(alter)
+  left join pg_publication p on p.pubname = source.publication_name
+  left join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = c.oid
+  cross join lateral (values
+    (1, r.oid is null,
+     format('the table is not in publication %s any more: its changes are not captured', source.publication_name),
+     format('%s add table %I.%I;', a.alter, n.nspname, c.relname)),
+    (2, to_jsonb(r) ->> 'prqual' is not null or to_jsonb(r) ->> 'prattrs' is not null,
+     format('publication %s has a row filter or a column list for the table: the rest is not captured', source.publication_name),
+     format('%s drop table %I.%I; %1$s add table %2$I.%3$I;', a.alter, n.nspname, c.relname)),
+    (3, not (p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate),
+     format('publication %s publishes some kinds of changes only: the others are not captured', source.publication_name),
+     format('%s set (publish = %L);', a.alter, 'insert, update, delete, truncate')),
+    (4, c.relkind = 'p' and not coalesce((to_jsonb(p) ->> 'pubviaroot')::boolean, true),
+     format('publication %s publishes partitions under their own names: they are not captured', source.publication_name),
+     format('%s set (publish_via_partition_root = true);', a.alter)),
+    (5, to_jsonb(p) ->> 'pubgencols' = 'n' and exists (
+       select from pg_attribute g where g.attrelid = c.oid and g.attgenerated = 's' and not g.attisdropped),
+     format('publication %s publishes no generated columns: they are not captured', source.publication_name),
+     format('%s set (publish_generated_columns = stored);', a.alter))
+  ) k(n, is_so, detail, mend)
+  where c.oid = relation and k.is_so
+  order by k.n
+  limit 1
+$$;
+
 -- Remembers a table's place in the publication, unless it is captured already: then the place it had is what counts.
 create or replace function sequin._note_published(source sequin.source, relation oid)
 returns void
@@ -64,8 +101,8 @@ begin
   end loop;
 end $$;
 
--- The bridge looks every few seconds, and before it begins. Tables that are out of the publication are taken note of, and
--- become gaps when they are back: no other table waits for that.
+-- The bridge looks every few seconds, and before it begins. Tables that are out of the publication, or that it keeps some of
+-- back, are taken note of, and become gaps when they are back: no other table waits for that.
 create or replace function sequin.bridge_publication(source_id int)
 returns text
 language plpgsql
@@ -83,16 +120,17 @@ begin
     return v_fault;
   end if;
   for v_table in
-    select t.id, t.schema_name, t.table_name, t.publication_rel_oid, t.unpublished_lsn, r.oid as rel_oid
+    select t.id, t.schema_name, t.table_name, t.publication_rel_oid, t.unpublished_lsn, r.oid as rel_oid, b.is_kept_back
     from sequin.source_table t
     join pg_class c on c.oid = t.relation_oid
+    cross join lateral (select exists (select from sequin._kept_back(v_source, c.oid)) as is_kept_back) b
     left join pg_publication_rel r on r.prpubid = v_source.publication_oid and r.prrelid = t.relation_oid
     where t.source_id = v_source.id
       and sequin._is_captured(t.id)
-      and (r.oid is distinct from t.publication_rel_oid or t.unpublished_lsn is not null)
+      and (b.is_kept_back or r.oid is distinct from t.publication_rel_oid or t.unpublished_lsn is not null)
     order by t.id
   loop
-    if v_table.rel_oid is null then
+    if v_table.is_kept_back then
       update sequin.source_table t set unpublished_lsn = pg_current_wal_insert_lsn()
       where t.id = v_table.id and t.unpublished_lsn is null;
       continue;
@@ -104,7 +142,9 @@ begin
           (select p.applied_lsn from sequin.progress p where p.source_id = v_source.id order by p.step desc limit 1),
           pg_current_wal_insert_lsn()),
         pg_current_wal_insert_lsn(),
-        format('table %I.%I was out of publication "%s" for a while: only its changes from then are missing',
+        format(case when v_table.rel_oid = v_table.publication_rel_oid
+            then 'table %I.%I was published in part by publication "%s" for a while: only changes of its own from then are missing'
+            else 'table %I.%I was out of publication "%s" for a while: only its changes from then are missing' end,
           v_table.schema_name, v_table.table_name, v_source.publication_name));
     end if;
     update sequin.source_table t set publication_rel_oid = v_table.rel_oid, unpublished_lsn = null where t.id = v_table.id;
@@ -113,7 +153,7 @@ begin
 end $$;
 comment on function sequin.bridge_publication(int) is
 'For the bridge: looks whether the publication, and each table in it, is still the one that was made. Returns what is
-wrong with the publication; null: nothing. A table that was out of it for a while becomes a gap.';
+wrong with the publication; null: nothing. A table that was out of it for a while, or published in part, becomes a gap.';
 
 -- Makes the publication again, with all tables that are captured, after a gap was accepted. A table that cannot be published
 -- any more keeps no other from it: health() names it.

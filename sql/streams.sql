@@ -49,6 +49,16 @@ as $$
   from pg_class c where c.oid = relation
 $$;
 
+-- Whether what is written to a table, or to a partition of its own, leaves no trace of its rows.
+create or replace function sequin._is_outside_wal(relation oid)
+returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select c.relpersistence <> 'p' or c.relkind = 'f' from pg_class c where c.oid = relation
+$$;
+
 -- Refuses a table that cannot be streamed, with the reason and the statement that mends it.
 -- 22023 what it is, 55000 the state it is in, 42501 whose it is, 0A000 what this server cannot do.
 create or replace function sequin._check_table(relation oid)
@@ -119,6 +129,12 @@ begin
     )
     select d.oid from down d order by d.oid
   loop
+    if sequin._is_outside_wal(v_leaf) then
+      raise object_not_in_prerequisite_state using
+        message = format('%s has an unlogged or foreign partition: what is written to %s is not in the write-ahead log', v_table,
+          sequin._table_name(v_leaf)),
+        hint = format('alter table %1$s set logged; or, of a foreign one: alter table … detach partition %1$s;', sequin._table_name(v_leaf));
+    end if;
     if not sequin._has_replica_identity(v_leaf) then
       raise object_not_in_prerequisite_state using
         message = format('%s has no primary key or replica identity, so its updates and deletes would fail once published',

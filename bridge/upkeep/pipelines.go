@@ -19,10 +19,14 @@ const (
 
 	// A pipeline writes so many rows of the log in a transaction as take about this long, wide as they are and whatever
 	// the table's triggers do.
-	writeTime           = 250 * time.Millisecond
-	minRows, maxRows    = 1, 1 << 20
-	firstRows           = 10_000
-	pipelineConnections = 8
+	writeTime        = 250 * time.Millisecond
+	minRows, maxRows = 1, 1 << 20
+	firstRows        = 1000
+
+	// What takes longer than quickTime is given up, and tried again apart from the others, with less to write and more time.
+	quickTime, slowTime                = "5s", "60s"
+	quickConnections, apartConnections = 8, 4
+	isQuick                            = time.Second
 
 	minRetry = 500 * time.Millisecond
 	maxRetry = 10 * time.Second
@@ -31,13 +35,12 @@ const (
 // pipelines writes events, each pipeline by itself: one that fails, or waits for a lock, delays no other.
 type pipelines struct {
 	*Upkeep
-	pool *pgxpool.Pool // of their own: whatever they wait for, consumers do not
+	// Of their own: whatever they wait for, consumers do not. Those that fail, or take long, have another: whatever their tables'
+	// triggers do, the rest do not wait for them.
+	pool, apart *pgxpool.Pool
 
 	mu      sync.Mutex
 	running map[int32]*pipeline
-
-	// Those whose last try has failed share few of the connections.
-	failing chan struct{}
 }
 
 // pipeline is one that is written for.
@@ -72,18 +75,25 @@ func (*pipeline) poke(c chan struct{}) {
 
 // run writes for whatever pipelines there are until the context ends.
 func (p *pipelines) run(ctx context.Context) {
-	config := p.Upkeep.pool.Config()
-	config.MaxConns = pipelineConnections
-	config.ConnConfig.RuntimeParams["application_name"] = "sequin pipelines"
-	// Nothing is confirmed on the strength of it: what a crash takes is written again, with how far it had got.
-	config.ConnConfig.RuntimeParams["synchronous_commit"] = "off"
-	pool, err := pgxpool.NewWithConfig(ctx, config)
-	if err != nil {
-		p.warn(ctx, "open pool", err)
-		return
+	for _, pool := range []struct {
+		of          **pgxpool.Pool
+		connections int32
+		timeout     string
+	}{{&p.pool, quickConnections, quickTime}, {&p.apart, apartConnections, slowTime}} {
+		config := p.Upkeep.pool.Config()
+		config.MaxConns = pool.connections
+		config.ConnConfig.RuntimeParams["application_name"] = "sequin pipelines"
+		config.ConnConfig.RuntimeParams["statement_timeout"] = pool.timeout
+		// Nothing is confirmed on the strength of it: what a crash takes is written again, with how far it had got.
+		config.ConnConfig.RuntimeParams["synchronous_commit"] = "off"
+		opened, err := pgxpool.NewWithConfig(ctx, config)
+		if err != nil {
+			p.warn(ctx, "open pool", err)
+			return
+		}
+		defer opened.Close()
+		*pool.of = opened
 	}
-	defer pool.Close()
-	p.pool = pool
 	var parts sync.WaitGroup
 	p.every(ctx, "look at pipelines", pipelinesEvery, func(ctx context.Context) error { return p.look(ctx, &parts) })
 	parts.Wait()
@@ -137,20 +147,20 @@ func (p *pipelines) look(ctx context.Context, parts *sync.WaitGroup) error {
 
 // follow writes what comes, until the context ends.
 func (p *pipelines) follow(ctx context.Context, n *pipeline) {
-	rows, retry := int64(firstRows), time.Duration(0)
+	rows, retry, pool := int64(firstRows), time.Duration(0), p.pool
 	for {
 		var began time.Time
 		isBehind := true
 		for isBehind {
 			began = time.Now()
-			var err error
-			isBehind, err = p.write(ctx, n, rows, retry > 0)
+			err := pool.QueryRow(ctx, `select sequin.bridge_pipeline($1, $2)`, n.id, rows).Scan(&isBehind)
 			took := time.Since(began)
 			switch {
 			case ctx.Err() != nil:
 				return
 			case err != nil:
 				p.report(ctx, n, err)
+				pool = p.apart
 				if took > 10*writeTime {
 					rows = max(rows/16, minRows)
 				}
@@ -164,6 +174,9 @@ func (p *pipelines) follow(ctx context.Context, n *pipeline) {
 				isBehind = true
 			default:
 				retry = 0
+				if took < isQuick {
+					pool = p.pool
+				}
 				if took > 2*writeTime {
 					rows = max(rows/2, minRows)
 				} else if isBehind && took < writeTime/2 {
@@ -182,20 +195,6 @@ func (p *pipelines) follow(ctx context.Context, n *pipeline) {
 		case <-n.wake:
 		}
 	}
-}
-
-// write writes a pipeline's next events. Whether there may be more.
-func (p *pipelines) write(ctx context.Context, n *pipeline, rows int64, isFailing bool) (isBehind bool, err error) {
-	if isFailing {
-		select {
-		case <-ctx.Done():
-			return false, ctx.Err()
-		case p.failing <- struct{}{}:
-			defer func() { <-p.failing }()
-		}
-	}
-	err = p.pool.QueryRow(ctx, `select sequin.bridge_pipeline($1, $2)`, n.id, rows).Scan(&isBehind)
-	return isBehind, err
 }
 
 // report puts a pipeline's failure where its view and health() show it. One of the connection's is not the pipeline's.

@@ -45,7 +45,7 @@ func New(pool *pgxpool.Pool, log *slog.Logger, sourceID, segment int32, lastSeq 
 		pool: pool, log: log.With("component", "upkeep"), sourceID: sourceID,
 		news: news{wake: make(chan struct{}, 1)}, bounds: map[int32][]int64{},
 	}
-	u.pipelines = &pipelines{Upkeep: u, running: map[int32]*pipeline{}, failing: make(chan struct{}, pipelineConnections/2)}
+	u.pipelines = &pipelines{Upkeep: u, running: map[int32]*pipeline{}}
 	u.segment.Store(segment)
 	u.lastSeq.Store(lastSeq)
 	return u

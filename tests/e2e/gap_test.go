@@ -293,6 +293,67 @@ func TestTableUnpublished(t *testing.T) {
 	awaitKeys(t, db, "1", "3", "4", "5")
 }
 
+// A publication that keeps some of a table's changes back is as bad as one without the table: it is named, with the statement that
+// mends it, and what was lost is a gap. A table that is whole is captured all along.
+func TestPublicationAltered(t *testing.T) {
+	t.Parallel()
+	for name, altered := range map[string]struct {
+		since                   int
+		alter, detail, mend, of string
+	}{
+		"kinds":     {12, `alter publication sequin set (publish = 'insert')`, "publishes some kinds of changes only", `alter publication sequin set (publish = 'insert, update, delete, truncate');`, "published in part"},
+		"root":      {13, `alter publication sequin set (publish_via_partition_root = false)`, "publishes partitions under their own names", `alter publication sequin set (publish_via_partition_root = true);`, "published in part"},
+		"generated": {18, `alter publication sequin set (publish_generated_columns = none)`, "publishes no generated columns", `alter publication sequin set (publish_generated_columns = stored);`, "published in part"},
+		"rows":      {15, `alter publication sequin set table t where (id < 0), u`, "has a row filter or a column list", `alter publication sequin drop table public.t; alter publication sequin add table public.t;`, "out of publication"},
+		"columns":   {15, `alter publication sequin drop table t; alter publication sequin add table t (id)`, "has a row filter or a column list", `alter publication sequin drop table public.t; alter publication sequin add table public.t;`, "out of publication"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			if db.Major() < altered.since {
+				t.Skip("this server does not know of it")
+			}
+			partitions := ``
+			if db.Major() >= 13 {
+				partitions = ` partition by range (id); create table t1 partition of t for values from (0) to (100)`
+			}
+			db.Exec(`create table t (id int primary key, a text, d int generated always as (id) stored)` + partitions + `; create table u (id int primary key, a text);
+				select sequin.create_stream('t', '{t}'), sequin.create_stream('u', '{u}')`)
+			b := pgtest.BridgeProcess(t, db.URL)
+			b.AwaitLog("msg=capturing")
+			db.Exec(`insert into t values (1)`)
+			awaitKeys(t, db, "1")
+			db.Exec(altered.alter)
+			awaitHealth(t, db, "error table public.t publication sequin "+altered.detail, altered.mend)
+			pgtest.Eventually(t, 30*time.Second, func() error {
+				if !pgtest.Value[bool](db, `select unpublished_lsn is not null from sequin.source_table where table_name = 't'`) {
+					return fmt.Errorf("it is not missed")
+				}
+				return nil
+			})
+			db.Exec(`update t set a = 'lost'`)
+			db.Exec(`insert into u values (2)`)
+			db.Exec(altered.mend)
+			awaitHealth(t, db, "error gap in source local", "table public.t was "+altered.of)
+			db.Exec(`insert into t values (3); update u set a = 'kept'`)
+			pgtest.Eventually(t, 30*time.Second, func() error {
+				keys := fmt.Sprint(pgtest.Column[string](db, `select record_pk from sequin.messages order by seq`))
+				if !strings.HasPrefix(keys, "[1 ") || !strings.HasSuffix(keys, "2 3 2]") {
+					return fmt.Errorf("the log has %s", keys)
+				}
+				return nil
+			})
+			db.Exec(`select sequin.accept_gap('local')`)
+			if bad := pgtest.Column[string](db, `select name || ' ' || detail from sequin.health() where status = 'error'`); len(bad) > 0 {
+				t.Errorf("health() says %q", bad)
+			}
+			if strings.Count(b.Log(), "msg=capturing") != 1 {
+				t.Errorf("it was interrupted: %s", b.Log())
+			}
+		})
+	}
+}
+
 // A table that was in the publication before it was in a stream is captured from when it is.
 func TestPublishedBefore(t *testing.T) {
 	t.Parallel()

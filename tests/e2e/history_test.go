@@ -18,6 +18,13 @@ type history struct {
 	settlements []*settlement
 }
 
+// isEventful tells whether enough has happened to prove something.
+func (h *history) isEventful() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.deliveries) > 100 && len(h.settlements) > 100
+}
+
 // transaction is a worker's. A call outside of one is a transaction of its own.
 type transaction struct {
 	isStrict    bool // repeatable read or serializable

@@ -241,7 +241,7 @@ func testSync(t *testing.T, seed uint64) {
 	readers.Wait()
 	for i, s := range clients {
 		t.Logf("client %d: %d rows of the table, up to seq %d", i, s.reads, s.seq)
-		if s.reads < count/2 {
+		if s.reads < count/10 { // what changes before it is read comes as a change
 			t.Errorf("client %d read %d rows of the table only", i, s.reads)
 		}
 		s.wantTable(db, map[string]string{"moving": "id::text"})

@@ -126,7 +126,7 @@ var typed = []struct {
 	{"xml", 0, []string{`'<a b="c">d &amp; é</a>'`}},
 }
 
-// A value of each type is inserted, updated to another, and deleted; and what is in the log, read as the table's type again,
+// A value of each type is inserted, updated to another, and deleted; and what is in the log, and in an event log table, read as the table's type again,
 // is the row that a trigger saw: the new one, and with the changes put over it the old one.
 func TestEachType(t *testing.T) {
 	t.Parallel()
@@ -172,7 +172,8 @@ func TestEachType(t *testing.T) {
 		  return null;
 		end $$;
 		create trigger audit after insert or update or delete on typed for each row execute function audit();
-		select sequin.create_stream('typed', '{typed}', mode => 'changes')`)
+		select sequin.create_stream('typed', '{typed}', mode => 'changes');
+		select sequin.create_pipeline('typed', 'typed', 'typed_events')`)
 	pgtest.StartBridge(t, db.URL)
 	row := func(k int) string {
 		list := []string{fmt.Sprint(k)}
@@ -194,8 +195,16 @@ func TestEachType(t *testing.T) {
 	}
 	db.Exec(`update typed set c0 = true where id = -1`)
 	db.Exec(`delete from typed`)
-	awaitLog(t, db, pgtest.Value[int](db, `select count(*) from audit`))
+	changes := pgtest.Value[int](db, `select count(*) from audit`)
+	awaitLog(t, db, changes)
 	sameRows(t, db, "typed", `select seq, action, record, changes from sequin.messages where stream = 'typed'`, columns)
+	pgtest.Eventually(t, 30*time.Second, func() error {
+		if n := pgtest.Value[int](db, `select count(*) from typed_events`); n != changes {
+			return fmt.Errorf("the event log table has %d of %d changes", n, changes)
+		}
+		return nil
+	})
+	sameRows(t, db, "typed", `select seq, action, record, changes from typed_events`, columns)
 }
 
 func settingValue(name, value string) string {

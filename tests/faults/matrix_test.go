@@ -55,7 +55,10 @@ var faults = []struct {
 	{"every connection ended", func(w *world) { w.terminate("sequin%") }},
 	{"network cut", func(w *world) { w.disturb(pgtest.Cut) }},
 	{"network reset", func(w *world) { w.disturb(pgtest.Reset) }},
+	{"network half open", func(w *world) { w.disturb(pgtest.HalfOpen) }},
 	{"network silent", func(w *world) { w.disturb(pgtest.Silent) }},
+	{"network that ends connections in the middle", func(w *world) { w.disturb(pgtest.Limited) }},
+	{"network in small pieces", func(w *world) { w.disturb(pgtest.Sliced) }},
 	{"network slow", func(w *world) { w.disturb(pgtest.Slow) }},
 }
 

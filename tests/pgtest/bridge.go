@@ -38,7 +38,7 @@ func StartBridge(t testing.TB, databaseURL string) (stop func()) {
 				if err != nil {
 					t.Errorf("bridge: %v", err)
 				}
-			case <-time.After(30 * time.Second):
+			case <-time.After(patience * 30 * time.Second):
 				t.Error("bridge: it does not stop")
 			}
 		})
@@ -49,7 +49,7 @@ func StartBridge(t testing.TB, databaseURL string) (stop func()) {
 	case err := <-done:
 		done <- err
 		t.Fatalf("bridge: %v", err)
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience * 30 * time.Second):
 		t.Fatal("bridge: it does not start")
 	}
 	return stop
@@ -191,7 +191,7 @@ func (p *Process) Stop() error {
 	select {
 	case <-p.exited:
 		return p.err
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience * 30 * time.Second):
 		p.t.Fatalf("it does not stop: %s", p.Log())
 		return nil
 	}
@@ -203,7 +203,7 @@ func (p *Process) Exited(within time.Duration) error {
 	select {
 	case <-p.exited:
 		return p.err
-	case <-time.After(within):
+	case <-time.After(patience * within):
 		p.t.Fatalf("it does not end: %s", p.Log())
 		return nil
 	}

@@ -1,58 +1,67 @@
 package pgtest
 
 import (
-	"errors"
-	"io"
+	"context"
 	"net"
 	"net/url"
 	"strconv"
-	"sync"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/Shopify/toxiproxy/v2"
+	"github.com/Shopify/toxiproxy/v2/stream"
+	"github.com/Shopify/toxiproxy/v2/toxics"
+	"github.com/rs/zerolog"
 
 	"sequin/bridge/localpg"
 )
 
-// Network is the way to a server, which can be cut.
+// Network is the way to a server, which can be cut: a toxiproxy.
 type Network struct {
-	listener net.Listener
-	target   string
-
-	mu    sync.Mutex
-	fault Fault
-	wires []*wire
+	t     testing.TB
+	proxy *toxiproxy.Proxy
 }
 
 // Fault is what a Network does to what is sent over it.
 type Fault int
 
-// The faults. What was on its way over a connection that was lost in silence never arrives, and neither side is told, even
-// when the network is whole again.
+// The faults.
 const (
-	Whole  Fault = iota
-	Cut          // connections end, and new ones are refused
-	Reset        // connections are reset, and new ones too
-	Silent       // nothing arrives any more, and nothing says so
-	Slow         // 1 MB/s, with pauses
+	Whole    Fault = iota
+	Cut            // connections end, and new ones are refused
+	Reset          // connections end as soon as something is sent over them, and new ones are reset
+	HalfOpen       // nothing arrives any more, and nothing says so before the network is whole again
+	Silent         // nothing arrives any more, and nothing ever says so, not even that the other end has gone
+	Limited        // a connection ends after some data, in the middle of a message
+	Sliced         // messages arrive in small pieces
+	Slow           // 1 MB/s, late
 )
+
+// What a fault is made of, as toxiproxy's API has it; each is put in both ways of a connection.
+var toxicOf = map[Fault][]string{
+	Reset:    {`"type": "reset_peer"`},
+	HalfOpen: {`"type": "timeout"`},
+	Silent:   {`"type": "silence"`},
+	Limited:  {`"type": "limit_data", "attributes": {"bytes": 100000}`},
+	Sliced:   {`"type": "slicer", "attributes": {"average_size": 100, "size_variation": 90, "delay": 50}`},
+	Slow:     {`"type": "latency", "attributes": {"latency": 10, "jitter": 10}`, `"type": "bandwidth", "attributes": {"rate": 1000}`},
+}
+
+func init() {
+	zerolog.SetGlobalLevel(zerolog.Disabled)
+	toxics.Register("silence", new(silence))
+}
 
 // NewNetwork returns a way to a server that is whole.
 func NewNetwork(t testing.TB, c *localpg.Cluster) *Network {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
+	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
+	n := &Network{t: t, proxy: toxiproxy.NewProxy(server, "network", "127.0.0.1:0", net.JoinHostPort("127.0.0.1", strconv.Itoa(c.Port())))}
+	if err := n.proxy.Start(); err != nil {
 		t.Fatal(err)
 	}
-	n := &Network{listener: listener, target: net.JoinHostPort("127.0.0.1", strconv.Itoa(c.Port()))}
-	go n.accept()
-	t.Cleanup(func() {
-		_ = listener.Close()
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		for _, w := range n.wires {
-			w.close()
-		}
-	})
+	t.Cleanup(n.proxy.Stop)
 	return n
 }
 
@@ -63,106 +72,51 @@ func (n *Network) URL(t testing.TB, db *DB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u.Host = n.listener.Addr().String()
+	u.Host = n.proxy.Listen
 	return u.String()
 }
 
 // Set makes it have a fault, or none.
 func (n *Network) Set(fault Fault) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.fault = fault
-	for _, w := range n.wires {
-		switch fault {
-		case Cut:
-			w.close()
-		case Reset:
-			w.reset()
-		case Silent:
-			w.isSilent = true
-		}
+	n.t.Helper()
+	n.proxy.Toxics.ResetToxics(context.Background())
+	if fault == Cut {
+		n.proxy.Stop()
+		return
 	}
-}
-
-func (n *Network) accept() {
-	for {
-		client, err := n.listener.Accept()
-		if err != nil {
-			return
-		}
-		n.mu.Lock()
-		w := &wire{network: n, client: client.(*net.TCPConn)}
-		switch n.fault {
-		case Cut:
-			w.close()
-		case Reset:
-			w.reset()
-		case Silent:
-			w.isSilent = true
-			n.wires = append(n.wires, w)
-		default:
-			if server, err := net.Dial("tcp", n.target); err != nil {
-				w.close()
-			} else {
-				w.server = server.(*net.TCPConn)
-				n.wires = append(n.wires, w)
-				go w.carry(w.client, w.server)
-				go w.carry(w.server, w.client)
+	if !n.proxy.Enabled {
+		Eventually(n.t, 30*time.Second, n.proxy.Start) // somebody may have the port for a moment
+	}
+	// To the bridge first: when it is kept from reading, nothing may keep it from writing.
+	for _, way := range []string{"downstream", "upstream"} {
+		for _, toxic := range toxicOf[fault] {
+			if _, err := n.proxy.Toxics.AddToxicJson(strings.NewReader(`{"stream": "` + way + `", ` + toxic + `}`)); err != nil {
+				n.t.Fatal(err)
 			}
 		}
-		n.mu.Unlock()
 	}
 }
 
-// wire is a connection over a network.
-type wire struct {
-	network        *Network
-	client, server *net.TCPConn
-	isSilent       bool
-}
+// silence is a toxic that loses all, and the end of a connection too. toxiproxy's own, timeout, tells one end that the other has
+// gone, and both when it is taken away.
+type silence struct{}
 
-func (w *wire) close() {
-	for _, conn := range []*net.TCPConn{w.client, w.server} {
-		if conn != nil {
-			_ = conn.Close()
-		}
-	}
-}
-
-func (w *wire) reset() {
-	for _, conn := range []*net.TCPConn{w.client, w.server} {
-		if conn != nil {
-			_ = conn.SetLinger(0)
-		}
-	}
-	w.close()
-}
-
-// carry takes what comes from one end to the other, as long as that is possible. Of a silent wire neither end learns
-// anything, not even that the other has closed it.
-func (w *wire) carry(from, to *net.TCPConn) {
-	buf := make([]byte, 16<<10)
+func (*silence) Pipe(stub *toxics.ToxicStub) {
+	input := stub.Input
 	for {
-		count, err := from.Read(buf)
-		w.network.mu.Lock()
-		isSilent, fault := w.isSilent, w.network.fault
-		w.network.mu.Unlock()
-		switch {
-		case isSilent:
+		select {
+		case <-stub.Interrupt:
 			return
-		case err != nil:
-			if !errors.Is(err, io.EOF) {
-				w.reset()
-			} else {
-				w.close()
+		case chunk := <-input:
+			if chunk == nil {
+				input = nil
 			}
-			return
-		case fault == Slow:
-			time.Sleep(16 * time.Millisecond) // a slow network is the point
-		}
-		if _, err := to.Write(buf[:count]); err != nil {
-			w.close()
-			return
 		}
 	}
+}
+
+// Cleanup leaves a connection that was lost as it is: what would end it is told to nobody.
+func (*silence) Cleanup(stub *toxics.ToxicStub) {
+	stub.Output = make(chan *stream.StreamChunk)
+	stub.Close()
 }

@@ -202,3 +202,52 @@ func TestHangingTables(t *testing.T) {
 	}
 	check()
 }
+
+// Event tables whose triggers do not come to an end: each holds back its own pipeline, which says so, and writes on when they do.
+func TestHangingTriggers(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key);
+		create table hang (id int primary key);
+		create function hang() returns trigger language plpgsql as $$
+		begin
+		  while exists (select from public.hang) loop
+		    perform pg_sleep(0.1);
+		  end loop;
+		  return new;
+		end $$`)
+	pgtest.StartBridge(t, db.URL)
+	const hanging = 12 // more than there are connections
+	for i := range hanging {
+		db.Exec(`select sequin.create_pipeline($1, 'item', $1)`, fmt.Sprintf("hangs_%d", i))
+		db.Exec(fmt.Sprintf(`create trigger hang before insert on hangs_%d for each row execute function hang()`, i))
+	}
+	others, check := beside(db)
+	db.Exec(`insert into item values (0)`)
+	for i := range hanging {
+		awaitCount(db, fmt.Sprintf("hangs_%d", i), 1)
+	}
+	db.Exec(`insert into hang values (1)`)
+	db.Exec(`insert into item select generate_series(1, 100)`)
+	for _, i := range []int{0, hanging - 1} {
+		if hint := awaitError(db, fmt.Sprintf("hangs_%d", i), "57014", "statement timeout"); !strings.Contains(hint, "look at the table's triggers") {
+			t.Errorf("got %s", hint)
+		}
+	}
+	for range 3 {
+		before := others()
+		began := time.Now()
+		pgtest.Eventually(t, 20*time.Second, func() error {
+			if others() < before+20 {
+				return fmt.Errorf("%d events beside", others()-before)
+			}
+			return nil
+		})
+		t.Logf("20 events beside hanging triggers in %s", time.Since(began))
+	}
+	db.Exec(`delete from hang`)
+	for i := range hanging {
+		awaitCount(db, fmt.Sprintf("hangs_%d", i), 101)
+	}
+	check()
+}

@@ -225,6 +225,12 @@ func TestConfigure(t *testing.T) {
 		}
 	}
 	db.Exec(`select sequin.drop_stream('far'); select sequin.drop_source('far')`)
+	// Of a table with row level security the log shows more than the role may read.
+	db.Exec(`alter table orders enable row level security`)
+	if code := code(t, admin, `select sequin.create_consumer('y', 'orders')`); code != pgerrcode.InsufficientPrivilege {
+		t.Errorf("create_consumer on a table with row level security: got %q", code)
+	}
+	db.Exec(`alter table orders disable row level security`)
 	db.Exec(`select sequin.revoke_configure($1)`, roles["admin"])
 	for _, call := range pgtest.Column[string](db, callsQuery, []string{}) {
 		if code := code(t, admin, call); code != pgerrcode.InsufficientPrivilege {

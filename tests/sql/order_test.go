@@ -265,10 +265,10 @@ func TestOvertake(t *testing.T) {
 // More workers than lanes, a message each: they all get one.
 func TestManySlowWorkers(t *testing.T) {
 	f := setup(t, "rows")
-	f.consumer("c")
+	f.consumer("c", `ack_wait => '10 minutes'`)
 	f.write(inserts(upto(400)...)...)
 	got := 0
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for got < 200 && time.Now().Before(deadline) {
 		got += len(f.receive(`'c', 1, '200 ms'`))
 	}
