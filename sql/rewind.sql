@@ -90,7 +90,10 @@ declare
   v_first bigint;
   v_oldest_at timestamptz;
 begin
-  select p.last_seq into v_head from sequin.progress p where p.source_id = v_source_id order by p.step desc limit 1;
+  -- A history that was written for it alone may be the last there is.
+  v_head := sequin._head(c);
+  select greatest(p.last_seq, v_head) into v_head
+  from sequin.progress p where p.source_id = v_source_id order by p.step desc limit 1;
   if v_oldest is null or v_head is null then
     raise object_not_in_prerequisite_state using
       message = format('consumer "%s" cannot go back: the log is empty, as no bridge has run yet', c.name),
@@ -137,12 +140,15 @@ as $$
     where c.reads = 'total' and l.route_id = r.id and l.seq > $3 and l.seq <= $4) l
 $$;
 
--- Gives a consumer that waits for its beginning one, in the log as it is.
+-- Gives a consumer that waits for its beginning one, in the log as it is. A history that it was to begin with, and whose
+-- place in the log is known already, is on its way from there.
 create or replace function sequin._start_after(c sequin.consumer, after bigint)
 returns sequin.consumer
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_side_routes int[];
 begin
   c.start_seq := after;
   select coalesce(sum(t.total - (
@@ -151,6 +157,10 @@ begin
   from unnest(c.routes) r(id)
   cross join lateral (
     select t.seq, t.total from sequin.tally t where t.route_id = r.id order by t.seq desc limit 1) t;
+  select b.side_routes into v_side_routes from sequin.backfill b where b.id = c.history_id and b.segment is not null;
+  if found then
+    c.routes := sequin._with_side(c.routes, v_side_routes);
+  end if;
   insert into sequin.lane (consumer_id, lane, prev, turn, cursor_seq, upto_seq)
   select c.id, l.lane, 0, nextval('sequin.turn'), after, after
   from generate_series(0, c.lane_count - 1) l(lane);
@@ -317,7 +327,7 @@ begin
     end;
   end loop;
   update sequin.consumer t
-  set start_seq = c.start_seq, start_total = c.start_total, feed_id = c.feed_id
+  set start_seq = c.start_seq, start_total = c.start_total, feed_id = c.feed_id, routes = c.routes
   where t.id = c.id;
   -- The beginning of its new feed; the bridge does the rest.
   if c.reads = 'feed' then
