@@ -48,7 +48,7 @@ func (s *source) change(keys ...int) {
 	}
 }
 
-func hashOf(key int) int32 { return int32(key * 7919) }
+func hashOf(key int) int32 { return int32(key+1) * 7919 } // 0 would be none
 
 // begin does the first step of a backfill, if it may.
 func (s *source) begin(id int64) bool {
