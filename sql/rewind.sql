@@ -101,7 +101,7 @@ begin
   end if;
   select f.seq, least(f.committed_at, s.opened_at) into v_first, v_oldest_at
   from sequin.log_segment s
-  left join sequin._first_row(c.routes, v_oldest, v_head) f on true
+  left join sequin._first_row(sequin._with_side(c.routes, '{}'), v_oldest, v_head) f on true
   where s.id = v_oldest >> 32;
   if to_seq < v_oldest or to_time < v_oldest_at then
     raise invalid_parameter_value using

@@ -361,3 +361,92 @@ func testHistoryUnderWay(t *testing.T, kind string, seed uint64) {
 	}
 	s.wantClean()
 }
+
+// A consumer, and its stream, are dropped at any step of a history, whose reader does not know yet: what it does after
+// that does nothing, and nothing is left of it.
+func TestDropUnderWay(t *testing.T) {
+	for i, kind := range kinds {
+		for steps := i; steps < 7; steps += len(kinds) - 1 {
+			t.Run(fmt.Sprintf("%s after %d", kind, steps), func(t *testing.T) {
+				s := &source{fixture: setup(t, "rows"), rows: map[int]row{}, changed: map[int]int64{}}
+				s.change(1, 2, 3, 4, 5)
+				options := []string{"start_at => 'beginning'"}
+				if kind != "" {
+					options = append(options, kind)
+				}
+				s.consumer("c", options...)
+				s.Exec(`select sequin.backfill('c')`)
+				for range steps {
+					s.advance(2)
+				}
+				h := s.history(1)
+				s.receive(`'c', 3`)
+				s.Exec(`select sequin.drop_consumer('c'), sequin.drop_stream('s')`)
+				if s.begin(1) {
+					t.Error("what was dropped begins")
+				}
+				s.cut()
+				if h.Live != nil {
+					s.Exec(`select sequin.bridge_backfill_open($1)`, *h.Live)
+				}
+				e := s.Error(`select sequin.bridge_backfill_step(1, $1, 1, '{9}', $2, 9, 1)`, h.Step, h.LastSeq+1)
+				if e.Code != "55000" {
+					t.Errorf("a chunk of what was dropped: %s %s", e.Code, e.Message)
+				}
+				s.Exec(`select sequin.bridge_backfill_end(1, null), sequin.bridge_backfill_leave(1)`)
+				for pgtest.Value[*int](s.DB, `select sequin.bridge_backfill_clear(1)`) != nil {
+				}
+				left := pgtest.Value[string](s.DB, `
+					select concat_ws(', ',
+					  (select format('%s backfills', count(*)) from sequin.backfill having count(*) > 0),
+					  (select format('%s steps', count(*)) from sequin.backfill_step having count(*) > 0),
+					  (select format('%s side routes', count(*)) from sequin.side_route having count(*) > 0),
+					  (select format('%s tallies', count(*)) from sequin.tally where route_id < 0 having count(*) > 0),
+					  (select format('%s segments', count(*)) from sequin.log_segment where backfill_id is not null having count(*) > 0),
+					  (select format('%s rows', count(*)) from sequin.log where route_id < 0 having count(*) > 0))`)
+				// Of a history that had not its segment yet nothing comes by, to take the side route along.
+				if left != "" && !(h.LastSeq == 0 && left == "1 side routes") {
+					t.Errorf("left over: %s", left)
+				}
+			})
+		}
+	}
+}
+
+// How far the log goes back is said of the log, whatever histories are older or younger than it.
+func TestRewindBesideHistories(t *testing.T) {
+	s := &source{fixture: setup(t, "rows"), rows: map[int]row{}, changed: map[int]int64{}}
+	s.change(1, 2, 3)
+	s.consumer("c", "start_at => 'beginning'")
+	s.consumer("other", "start_at => 'beginning'")
+	for s.advance(10) {
+	}
+	s.pop(`'c', 100`)
+	s.pop(`'other', 100`)
+	s.change(4, 5)
+	s.Exec(`select sequin.backfill('c')`) // its history is the oldest segment there is, once the log's are gone
+	for range 4 {
+		s.advance(10)
+	}
+	s.change(6)
+	live := pgtest.Column[int](s.DB, `select id from sequin.log_segment where backfill_id is null order by id`)
+	for _, name := range []string{"c", "other"} {
+		for len(s.pop(`'`+name+`', 100`)) > 0 {
+		}
+	}
+	s.tend()
+	s.Exec(`update sequin.setting set keep = '0'`)
+	s.Exec(`update sequin.log_segment set closed_at = now() - interval '1 hour' where backfill_id is null and id < $1`, live[len(live)-1])
+	for pgtest.Value[*int](s.DB, `select sequin.bridge_retain(1)`) != nil {
+	}
+	kept := pgtest.Value[string](s.DB, `select string_agg(id || case when backfill_id is null then '' else ' history' end, ', ' order by id) from sequin.log_segment`)
+	t.Logf("segments: %s", kept)
+	oldest := pgtest.Value[int64](s.DB, `select min(seq) from sequin.messages`)
+	for _, target := range []string{"to_seq => 1", "to_time => '2001-01-01'"} {
+		e := s.Error(`select sequin.rewind('c', ` + target + `)`)
+		if e.Code != "22023" || !strings.Contains(e.Message, fmt.Sprintf("seq %d, of 20", oldest)) ||
+			!strings.Contains(e.Hint, "sequin.rewind('c', to_row") || !strings.Contains(e.Hint, "sequin.backfill('c')") {
+			t.Errorf("%s, oldest %d: %s %s, hint %s", target, oldest, e.Code, e.Message, e.Hint)
+		}
+	}
+}
