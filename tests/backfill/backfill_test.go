@@ -358,12 +358,12 @@ func TestTables(t *testing.T) {
 	wantNothingPending(t, db)
 }
 
-// Cancelled, its consumer goes on with what is live; what was written stays. Dropped, it goes at once.
+// Cancelled, its consumer goes on with what is live; what was written stays. Dropped, with its stream, it goes at once.
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec(`create table item (id int primary key, note text); insert into item select n, repeat('x', 500) from generate_series(1, 60000) n`)
-	db.Exec(`select sequin.create_stream('s', '{item}')`)
+	db.Exec(`select sequin.create_stream('s', '{item}'), sequin.create_stream('doomed', '{item}')`)
 	db.Exec(`select sequin.create_consumer('early', 's', start_at => 'beginning')`)
 	if !pgtest.Value[bool](db, `select sequin.cancel_backfill(1)`) || pgtest.Value[bool](db, `select sequin.cancel_backfill(1)`) {
 		t.Error("a backfill that waits is cancelled once")
@@ -373,7 +373,7 @@ func TestCancel(t *testing.T) {
 	if k := keys(drain(t, db, "early", 1)); !slices.Equal(k, []string{"0"}) {
 		t.Error(k)
 	}
-	db.Exec(`select sequin.create_consumer('c', 's', start_at => 'beginning'), sequin.create_consumer('gone', 's', start_at => 'beginning')`)
+	db.Exec(`select sequin.create_consumer('c', 's', start_at => 'beginning'), sequin.create_consumer('gone', 'doomed', start_at => 'beginning')`)
 	pgtest.Eventually(t, 30*time.Second, func() error {
 		if pgtest.Value[int](db, `select count(*) from sequin.backfills where rows_done > 0`) < 2 {
 			return fmt.Errorf("not begun: %s", state(db))
@@ -381,7 +381,7 @@ func TestCancel(t *testing.T) {
 		return nil
 	})
 	began := time.Now()
-	db.Exec(`select sequin.drop_consumer('gone')`)
+	db.Exec(`select sequin.drop_consumer('gone'), sequin.drop_stream('doomed')`)
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("drop_consumer took %s", took)
 	}
