@@ -148,8 +148,11 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_side_routes int[];
+  b sequin.backfill;
 begin
+  select * into b from sequin.backfill t where t.id = c.history_id and t.segment is not null;
+  -- It begins with that at the latest, though the log may be further.
+  after := least(after, b.segment::bigint << 32);
   c.start_seq := after;
   select coalesce(sum(t.total - (
            select count(*) from sequin.log l where l.route_id = r.id and l.seq > after and l.seq <= t.seq)), 0)
@@ -157,9 +160,8 @@ begin
   from unnest(c.routes) r(id)
   cross join lateral (
     select t.seq, t.total from sequin.tally t where t.route_id = r.id order by t.seq desc limit 1) t;
-  select b.side_routes into v_side_routes from sequin.backfill b where b.id = c.history_id and b.segment is not null;
-  if found then
-    c.routes := sequin._with_side(c.routes, v_side_routes);
+  if b.id is not null then
+    c.routes := sequin._with_side(c.routes, b.side_routes);
   end if;
   insert into sequin.lane (consumer_id, lane, prev, turn, cursor_seq, upto_seq)
   select c.id, l.lane, 0, nextval('sequin.turn'), after, after
@@ -316,6 +318,10 @@ begin
   select * into c from sequin.consumer t where t.id = c.id for no key update;
   if not found then
     c := sequin._consumer(consumer);
+  end if;
+  -- It may be about to begin before the place where it is to go on.
+  if c.start_seq is null and sequin._start(c.id) then
+    select * into c from sequin.consumer t where t.id = c.id;
   end if;
   v_after := sequin._rewind_target(c, to_seq, to_time) - 1;
   loop

@@ -450,3 +450,29 @@ func TestRewindBesideHistories(t *testing.T) {
 		}
 	}
 }
+
+// A rewind never takes a consumer past what it has still to get: here, the history that it begins with, at any step of it.
+func TestRewindOfOneThatBegins(t *testing.T) {
+	for i, target := range []string{"to_time => clock_timestamp()", "to_seq => (select max(seq) from sequin.messages)"} {
+		for steps := range 6 {
+			kind := kinds[(steps+i)%len(kinds)]
+			t.Run(fmt.Sprintf("%s after %d, %s", target, steps, kind), func(t *testing.T) {
+				s := &source{fixture: setup(t, "rows"), rows: map[int]row{}, changed: map[int]int64{}}
+				s.change(1, 2, 3, 4, 5, 6, 7)
+				options := []string{"start_at => 'beginning'"}
+				if kind != "" {
+					options = append(options, kind)
+				}
+				s.consumer("c", options...)
+				w := &fold{source: s, rows: map[int]string{}, last: map[int]int64{}, had: map[int]int{}}
+				for range steps {
+					s.advance(3)
+					s.change(8 + s.version%3)
+				}
+				s.Exec(`select sequin.rewind('c', ` + target + `)`)
+				w.rest()
+				s.wantClean()
+			})
+		}
+	}
+}
