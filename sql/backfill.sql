@@ -66,10 +66,12 @@ declare
   v_void text;
   v_source_id int;
   v_segment int;
+  v_is_started boolean;
 begin
   select * into b from sequin.backfill t where t.id = backfill_id;
   select * into c from sequin.consumer t where t.id = b.consumer_id;
-  if c.start_seq is null and not b.is_start or exists (
+  v_is_started := c.start_seq is not null;
+  if not v_is_started and not b.is_start or exists (
        select from sequin.backfill o where o.consumer_id = b.consumer_id and o.state = 'running')
      -- Of another source's table, only what follows its publication is in the log.
      or exists (
@@ -77,7 +79,7 @@ begin
        where t.id = any (b.table_ids) and o.conninfo is not null and t.published_at is null) then
     return false;
   end if;
-  if c.start_seq is not null then
+  if v_is_started then
     for v_lane in 0..63 loop
       v_void := pg_advisory_xact_lock(sequin._lane_key(c.name, v_lane::smallint));
     end loop;
@@ -86,7 +88,8 @@ begin
   end if;
   select * into c from sequin.consumer t where t.id = b.consumer_id for no key update;
   select * into b from sequin.backfill t where t.id = backfill_id for update;
-  if c.id is null or b.id is null or b.state <> 'waiting' then
+  -- A rewind may have begun with it meanwhile: next time, with the locks.
+  if c.id is null or b.id is null or b.state <> 'waiting' or v_is_started <> (c.start_seq is not null) then
     return false;
   end if;
   select m.source_id into v_source_id from sequin.stream m where m.id = c.stream_id;

@@ -90,7 +90,10 @@ declare
   v_first bigint;
   v_oldest_at timestamptz;
 begin
-  select p.last_seq into v_head from sequin.progress p where p.source_id = v_source_id order by p.step desc limit 1;
+  -- A history that was written for it alone may be the last there is.
+  v_head := sequin._head(c);
+  select greatest(p.last_seq, v_head) into v_head
+  from sequin.progress p where p.source_id = v_source_id order by p.step desc limit 1;
   if v_oldest is null or v_head is null then
     raise object_not_in_prerequisite_state using
       message = format('consumer "%s" cannot go back: the log is empty, as no bridge has run yet', c.name),
@@ -98,7 +101,7 @@ begin
   end if;
   select f.seq, least(f.committed_at, s.opened_at) into v_first, v_oldest_at
   from sequin.log_segment s
-  left join sequin._first_row(c.routes, v_oldest, v_head) f on true
+  left join sequin._first_row(sequin._with_side(c.routes, '{}'), v_oldest, v_head) f on true
   where s.id = v_oldest >> 32;
   if to_seq < v_oldest or to_time < v_oldest_at then
     raise invalid_parameter_value using
@@ -137,13 +140,19 @@ as $$
     where c.reads = 'total' and l.route_id = r.id and l.seq > $3 and l.seq <= $4) l
 $$;
 
--- Gives a consumer that waits for its beginning one, in the log as it is.
+-- Gives a consumer that waits for its beginning one, in the log as it is. A history that it was to begin with, and whose
+-- place in the log is known already, is on its way from there.
 create or replace function sequin._start_after(c sequin.consumer, after bigint)
 returns sequin.consumer
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  b sequin.backfill;
 begin
+  select * into b from sequin.backfill t where t.id = c.history_id and t.segment is not null;
+  -- It begins with that at the latest, though the log may be further.
+  after := least(after, b.segment::bigint << 32);
   c.start_seq := after;
   select coalesce(sum(t.total - (
            select count(*) from sequin.log l where l.route_id = r.id and l.seq > after and l.seq <= t.seq)), 0)
@@ -151,6 +160,9 @@ begin
   from unnest(c.routes) r(id)
   cross join lateral (
     select t.seq, t.total from sequin.tally t where t.route_id = r.id order by t.seq desc limit 1) t;
+  if b.id is not null then
+    c.routes := sequin._with_side(c.routes, b.side_routes);
+  end if;
   insert into sequin.lane (consumer_id, lane, prev, turn, cursor_seq, upto_seq)
   select c.id, l.lane, 0, nextval('sequin.turn'), after, after
   from generate_series(0, c.lane_count - 1) l(lane);
@@ -307,6 +319,10 @@ begin
   if not found then
     c := sequin._consumer(consumer);
   end if;
+  -- It may be about to begin before the place where it is to go on.
+  if c.start_seq is null and sequin._start(c.id) then
+    select * into c from sequin.consumer t where t.id = c.id;
+  end if;
   v_after := sequin._rewind_target(c, to_seq, to_time) - 1;
   loop
     begin
@@ -317,7 +333,7 @@ begin
     end;
   end loop;
   update sequin.consumer t
-  set start_seq = c.start_seq, start_total = c.start_total, feed_id = c.feed_id
+  set start_seq = c.start_seq, start_total = c.start_total, feed_id = c.feed_id, routes = c.routes
   where t.id = c.id;
   -- The beginning of its new feed; the bridge does the rest.
   if c.reads = 'feed' then

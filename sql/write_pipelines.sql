@@ -147,7 +147,7 @@ begin
   v_chooser.actions := p.actions;
   v_chooser.is_rows := false;
   select array_agg(d.seq) filter (where d.error is null), min(d.seq) filter (where d.error is not null),
-         min(d.error) filter (where d.error is not null)
+         (array_agg(d.error order by d.seq) filter (where d.error is not null))[1]
     into v_seqs, v_failed, v_problem
   from sequin._evaluate(
     sequin._message_source(v_chooser, p.table_id, format('(select * from sequin.%I l where l.seq between %s and %s) l',

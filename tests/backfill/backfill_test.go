@@ -227,6 +227,10 @@ func TestKeys(t *testing.T) {
 	db := pgtest.New(t)
 	db.Exec(`create type mood as enum ('sad', 'ok', 'happy'); create domain tag as text check (value <> '')`)
 	pgtest.StartBridge(t, db.URL)
+	// Of the collations that the server has, one that does not sort by bytes, if there is any.
+	collation := pgtest.Value[string](db, `select coalesce(
+		(select collname from pg_collation where collname in ('en_US', 'en-x-icu', 'en_US.utf8') and collencoding in (-1, pg_char_to_encoding('UTF8')) order by 1 limit 1),
+		'POSIX')`)
 	const rows = 3000
 	for i, test := range []struct{ table, insert, sort, order string }{
 		{`(a int, b text collate "C", c numeric, primary key (b, a))`, `select n % 7, chr(65 + n % 50) || n, n / 3.0 from generate_series(1, %d) n`, "", `b, a`},
@@ -234,6 +238,11 @@ func TestKeys(t *testing.T) {
 		{`(a uuid primary key)`, `select md5(n::text)::uuid from generate_series(1, %d) n`, "", `a`},
 		{`(a timestamptz primary key)`, `select timestamptz '2020-01-01' + n * interval '1.000001 s' from generate_series(1, %d) n`, "", `a`},
 		{`(a numeric primary key)`, `select case n when 1 then 'NaN' else n / 7.0 - 100 end from generate_series(1, %d) n`, "", `a`},
+		{`(a uuid, b timestamptz, primary key (b, a))`, `select md5(n::text)::uuid, timestamptz '2020-01-01' + n %% 7 * interval '1 day' from generate_series(1, %d) n`, "", `b, a`},
+		{`(a mood, b bytea, primary key (a, b))`, `select (array['happy', 'sad', 'ok'])[1 + n %% 3]::mood, decode(md5(n::text), 'hex') from generate_series(1, %d) n`, "", `a, b`},
+		{`(a numeric, b text, primary key (a, b))`, `select case n %% 5 when 1 then 'NaN' else n %% 5 / 7.0 end, n::text from generate_series(1, %d) n`, "", `a, b`},
+		{`(a bytea primary key)`, `select '\x00ff'::bytea || decode(md5(n::text), 'hex') from generate_series(1, %d) n`, "", `a`},
+		{`(a text collate "` + collation + `", b date, primary key (a, b))`, `select chr(65 + n %% 26) || chr(97 + n %% 25) || chr(196 + n %% 3), date '2020-01-01' + n from generate_series(1, %d) n`, "", `a, b`},
 		{`(a float8, b tag, primary key (a, b))`, `select sqrt(n % 97), 'x' || n from generate_series(1, %d) n`, "", `a, b`},
 		{
 			`(id int primary key, "Sort ""me" timestamp)`, `select n, case when n %% 3 > 0 then timestamp '2020-01-01' + (n * 7919 %% 1000) * interval '1 s' end from generate_series(1, %d) n`,
@@ -311,6 +320,11 @@ func TestTables(t *testing.T) {
 		create table west (region text, id int not null, primary key (region, id));
 		alter table west alter region set not null;
 		alter table parted attach partition west for values in ('west');
+		create table times (at timestamptz, id uuid, primary key (at, id)) partition by range (at);
+		create table times1 partition of times for values from ('2020-01-01') to ('2020-02-01');
+		create table times2 (id uuid not null, note text, at timestamptz not null); alter table times2 drop column note;
+		alter table times attach partition times2 for values from ('2020-02-01') to ('2021-01-01');
+		insert into times select timestamptz '2020-01-01' + n % 60 * interval '1 day', md5(n::text)::uuid from generate_series(1, 3000) n;
 		insert into one select n, 0 from generate_series(1, 50) n;
 		insert into parted select n, case when n % 2 = 0 then 'east' else 'west' end from generate_series(1, 3000) n`)
 	db.Exec(`select sequin.create_stream('s', '{none, one, parted}'), sequin.create_stream('none', '{none}')`)
@@ -328,6 +342,13 @@ func TestTables(t *testing.T) {
 	if want := `{"id": 2, "region": "east"}`; got[50].Record != want {
 		t.Errorf("got %s, want %s", got[50].Record, want)
 	}
+	db.Exec(`select sequin.create_stream('times', '{times}'), sequin.create_consumer('times', 'times', group_by => '{}', start_at => 'beginning')`)
+	rows := pgtest.Column[string](db, `select to_jsonb(t)::text from times t order by at, id`)
+	for i, m := range drain(t, db, "times", len(rows)) {
+		if m.Record != rows[i] {
+			t.Fatalf("times: message %d is %s, want %s", i, m.Record, rows[i])
+		}
+	}
 	db.Exec(`insert into none values (1); update parted set region = 'west' where id = 2`)
 	if k := keys(drain(t, db, "none", 1)); !slices.Equal(k, []string{"1"}) {
 		t.Error(k)
@@ -337,12 +358,12 @@ func TestTables(t *testing.T) {
 	wantNothingPending(t, db)
 }
 
-// Cancelled, its consumer goes on with what is live; what was written stays. Dropped, it goes at once.
+// Cancelled, its consumer goes on with what is live; what was written stays. Dropped, with its stream, it goes at once.
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec(`create table item (id int primary key, note text); insert into item select n, repeat('x', 500) from generate_series(1, 60000) n`)
-	db.Exec(`select sequin.create_stream('s', '{item}')`)
+	db.Exec(`select sequin.create_stream('s', '{item}'), sequin.create_stream('doomed', '{item}')`)
 	db.Exec(`select sequin.create_consumer('early', 's', start_at => 'beginning')`)
 	if !pgtest.Value[bool](db, `select sequin.cancel_backfill(1)`) || pgtest.Value[bool](db, `select sequin.cancel_backfill(1)`) {
 		t.Error("a backfill that waits is cancelled once")
@@ -352,7 +373,7 @@ func TestCancel(t *testing.T) {
 	if k := keys(drain(t, db, "early", 1)); !slices.Equal(k, []string{"0"}) {
 		t.Error(k)
 	}
-	db.Exec(`select sequin.create_consumer('c', 's', start_at => 'beginning'), sequin.create_consumer('gone', 's', start_at => 'beginning')`)
+	db.Exec(`select sequin.create_consumer('c', 's', start_at => 'beginning'), sequin.create_consumer('gone', 'doomed', start_at => 'beginning')`)
 	pgtest.Eventually(t, 30*time.Second, func() error {
 		if pgtest.Value[int](db, `select count(*) from sequin.backfills where rows_done > 0`) < 2 {
 			return fmt.Errorf("not begun: %s", state(db))
@@ -360,7 +381,7 @@ func TestCancel(t *testing.T) {
 		return nil
 	})
 	began := time.Now()
-	db.Exec(`select sequin.drop_consumer('gone')`)
+	db.Exec(`select sequin.drop_consumer('gone'), sequin.drop_stream('doomed')`)
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("drop_consumer took %s", took)
 	}

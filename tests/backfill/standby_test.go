@@ -3,6 +3,7 @@ package backfill
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -17,7 +18,11 @@ import (
 // standby is a synchronous standby that has written everything at once, and applied it when it is told to.
 type standby struct {
 	mayApply atomic.Bool
+	isSlow   atomic.Pointer[rand.Rand] // it applies now and then
 }
+
+// beSlow has it apply what it has at random moments.
+func (s *standby) beSlow(random *rand.Rand) { s.isSlow.Store(random) }
 
 func startStandby(t *testing.T, url, name string) *standby {
 	t.Helper()
@@ -54,10 +59,16 @@ func startStandby(t *testing.T, url, name string) *standby {
 }
 
 func (s *standby) follow(ctx context.Context, conn *pgconn.PgConn, at pglogrepl.LSN) {
+	applied, next := pglogrepl.LSN(1), time.Now()
 	for ctx.Err() == nil {
-		applied := pglogrepl.LSN(1)
-		if s.mayApply.Load() {
+		random := s.isSlow.Load()
+		switch {
+		case random == nil && !s.mayApply.Load():
+			applied = 1
+		case random == nil:
 			applied = at
+		case time.Now().After(next):
+			applied, next = at, time.Now().Add(time.Duration(random.IntN(400))*time.Millisecond)
 		}
 		if err := pglogrepl.SendStandbyStatusUpdate(ctx, conn, pglogrepl.StandbyStatusUpdate{
 			WALWritePosition: at, WALFlushPosition: at, WALApplyPosition: applied,

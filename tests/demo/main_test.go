@@ -29,6 +29,13 @@ func TestDemo(t *testing.T) {
 		"shop=*# rollback;\nROLLBACK\n",
 		" customer | amount \n----------+--------\n ann      |  13.50\n bob      |     20\n(2 rows)\n\n",
 		" customer | amount \n----------+--------\n(0 rows)\n\n",
+		"shop-#   group_by => '{}', start_at => 'beginning');\n create_consumer \n-----------------\n created\n(1 row)\n\n",
+		" consumer | state | rows_done | rows_total \n----------+-------+-----------+------------\n invoices | done  |         5 |          5\n(1 row)\n\n",
+		" read   | {\"cents\": 2000, \"order\": 5}\n(4 rows)\n\n",
+		" rewind  \n---------\n rewound\n(1 row)\n\n",
+		" republish \n-----------\n         3\n(1 row)\n\n",
+		" read   | 8         | {\"id\": 8, \"amount\": 70, \"customer\": \"cyd\"}\n delete | 4         | {\"id\": 4, \"amount\": 10, \"customer\": \"ann\"}\n(3 rows)\n\n",
+		" update | 5         | {\"amount\": 20} | bob\n delete | 6         |                | ann\n(2 rows)\n\n",
 		"ERROR:  consumer \"shiping\" does not exist\nHINT:  ",
 		"-- That is all.",
 	} {

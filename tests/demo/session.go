@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -60,6 +61,7 @@ func (s *story) connect(name string) *session {
 		s.err = err
 		return x
 	}
+	config.RuntimeParams["application_name"] = name
 	config.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) { printError(s.out, (*pgconn.PgError)(n)) }
 	if x.conn, err = pgconn.ConnectConfig(s.ctx, &config.Config); err != nil {
 		s.err = fmt.Errorf("connect: %w", err)
@@ -71,14 +73,6 @@ func (x *session) close() {
 	if x.conn != nil {
 		_ = x.conn.Close(context.WithoutCancel(x.ctx))
 	}
-}
-
-// pid returns the process that serves the session.
-func (x *session) pid() uint32 {
-	if x.conn == nil {
-		return 0
-	}
-	return x.conn.PID()
 }
 
 // result is what a statement gave: its rows, by column.
@@ -121,6 +115,32 @@ func (x *session) fail(code, sql string) {
 	if !errors.As(err, &pgErr) || pgErr.Code != code {
 		x.err = fmt.Errorf("it is not as told: %s: got %v, not an error %s", sql, err, code)
 	}
+}
+
+// await asks, and says nothing of it, until a statement's one row has a value. A bridge takes a moment; a reader of the
+// story need not look at each try.
+func (x *session) await(sql, column, want string) {
+	var got string
+	for begun := time.Now(); x.err == nil && time.Since(begun) < 20*time.Second; {
+		answer, err := x.ask(sql)
+		if err != nil {
+			x.err = fmt.Errorf("%s: %w", sql, err)
+			return
+		}
+		for i, field := range answer.FieldDescriptions {
+			if field.Name == column && len(answer.Rows) == 1 {
+				got = string(answer.Rows[0][i])
+			}
+		}
+		if got == want {
+			return
+		}
+		select {
+		case <-x.ctx.Done():
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	x.expect(false, "%s: %s is %q, and not %q", sql, column, got, want)
 }
 
 func (x *session) try(sql string) (result, error) {

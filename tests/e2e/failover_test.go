@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	process "os/exec"
 	"path/filepath"
@@ -31,33 +32,11 @@ func TestFailover(t *testing.T) {
 	if hasFailover && !pgtest.Value[bool](db, `select failover from pg_replication_slots where database = current_database()`) {
 		t.Fatal("the slot is not taken along to standbys")
 	}
-	db.Exec(`select pg_create_physical_replication_slot('standby', true)`)
-	if err := primary.Stop(t.Context(), localpg.Fast); err != nil {
-		t.Fatal(err)
-	}
-	dir, err := os.MkdirTemp("", "pgtest")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	copyCluster(t, primary, dir)
-	if err := primary.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	settings := map[string]string{
-		"primary_conninfo":     fmt.Sprintf("host=127.0.0.1 port=%d user=%s dbname=postgres", primary.Port(), localpg.User),
-		"primary_slot_name":    "standby",
-		"hot_standby_feedback": "on",
-		"max_connections":      "300", "max_wal_senders": "50", "max_replication_slots": "50",
-	}
+	settings := map[string]string{}
 	if hasFailover {
 		settings["sync_replication_slots"] = "on"
 	}
-	standby, err := localpg.Start(t.Context(), localpg.Config{Binaries: primary.Binaries(), Dir: dir, Settings: settings, Log: pgtest.Discard()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = standby.Stop(t.Context(), localpg.Immediate) })
+	standby := startReplica(t, db, primary, settings)
 	replica := pgtest.Attach(t, standby, db.Name)
 	if hasFailover {
 		// The server sends nothing that the standby does not have; and where that is away, health() says what is waited for.
@@ -125,6 +104,37 @@ func TestFailover(t *testing.T) {
 	replica.Exec(`alter system set synchronized_standby_slots = 'standby'`)
 	replica.Exec(`select pg_reload_conf()`)
 	awaitHealth(t, replica, "nothing is sent to the bridge: standby slot standby, named in synchronized_standby_slots, does not exist")
+}
+
+// startReplica starts a hot standby of a server, which it stops and starts to be copied.
+func startReplica(t *testing.T, db *pgtest.DB, primary *localpg.Cluster, settings map[string]string) *localpg.Cluster {
+	t.Helper()
+	db.Exec(`select pg_create_physical_replication_slot('standby', true)`)
+	if err := primary.Stop(t.Context(), localpg.Fast); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "pgtest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	copyCluster(t, primary, dir)
+	if err := primary.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]string{
+		"primary_conninfo":     fmt.Sprintf("host=127.0.0.1 port=%d user=%s dbname=postgres", primary.Port(), localpg.User),
+		"primary_slot_name":    "standby",
+		"hot_standby_feedback": "on",
+		"max_connections":      "300", "max_wal_senders": "50", "max_replication_slots": "50",
+	}
+	maps.Copy(all, settings)
+	standby, err := localpg.Start(t.Context(), localpg.Config{Binaries: primary.Binaries(), Dir: dir, Settings: all, Log: pgtest.Discard()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = standby.Stop(t.Context(), localpg.Immediate) })
+	return standby
 }
 
 // copyCluster copies a stopped server's directory, for a standby.

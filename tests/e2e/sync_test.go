@@ -114,8 +114,8 @@ func (s *syncer) fold(m synced) {
 		}
 		s.newest[key] = step
 	}
-	if id, ok := m.Changes["id"]; ok { // of a stream of changes: it had another key
-		delete(s.rows, fmt.Sprintf("%s %v", m.Table, id))
+	if id, ok := m.Changes["id"].(float64); ok { // of a stream of changes: it had another key
+		delete(s.rows, fmt.Sprintf("%s %.0f", m.Table, id))
 	}
 	if m.Action == "delete" {
 		delete(s.rows, key)
