@@ -382,7 +382,7 @@ begin
       end if;
       v_has_moved := v_is_deep;
       -- Nearly caught up, a batch is a few messages of each of several lanes.
-      if cardinality(v_lanes) > 1 and v_route is not null and not v_is_tight and not v_is_strict then
+      if v_left > 1 and cardinality(v_lanes) > 1 and v_route is not null and not v_is_tight and not v_is_strict then
         return query select * from sequin._take_lanes(v_id, consumer, v_route, v_lanes, v_limits, v_left, v_quota, v_is_rows, v_ack_wait);
         get diagnostics v_count = row_count;
         if v_count > 0 then
