@@ -50,7 +50,9 @@ func (b *bench) startBridge(ctx context.Context, url string) (*bridgeProcess, er
 	go func() { p.exited <- p.cmd.Wait() }()
 	if err := await(ctx, url, `
 		select exists (
-		  select from pg_replication_slots where slot_name like 'sequin%' and database = current_database() and active)`); err != nil {
+		  -- While it is made, it is active too, and ends with the bridge.
+		  select from pg_replication_slots
+		  where slot_name like 'sequin%' and database = current_database() and active and confirmed_flush_lsn is not null)`); err != nil {
 		return nil, errors.Join(err, p.stop())
 	}
 	return p, nil
