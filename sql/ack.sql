@@ -209,6 +209,7 @@ declare
   s sequin.lane;
   d sequin.delivery;
   v_places int[];
+  v_until timestamptz;
   v_seqs bigint[];
   v_count bigint := 0;
 begin
@@ -232,15 +233,18 @@ begin
       end if;
     end loop;
     v_seqs := sequin._mine(v_consumer, v_lease.lease, v_lease.places, true);
-    update sequin.delivery t
-    set is_out = false, lease = null, pick = null, error = coalesce(nack.error, t.error), not_before = u.until,
-        due_at = case when t.due_at is not null then u.until end
-    from (
-      select m.seq, case when m.deliver_count >= v_consumer.max_deliver then clock_timestamp()
-                         else clock_timestamp() + coalesce(delay, sequin._backoff(v_consumer, m.deliver_count)) end as until
-      from sequin.delivery m
-      where m.consumer_id = v_consumer.id and m.seq = any (v_seqs)) u
-    where t.consumer_id = v_consumer.id and t.seq = u.seq;
+    -- Row by row, each by its key: of many messages each may be a lease of its own, and a join may be planned as a pass over
+    -- all that is tracked.
+    for d in
+      select t.* from sequin.delivery t where t.consumer_id = v_consumer.id and t.seq = any (v_seqs) order by t.seq
+    loop
+      v_until := clock_timestamp()
+        + case when d.deliver_count >= v_consumer.max_deliver then '0' else coalesce(delay, sequin._backoff(v_consumer, d.deliver_count)) end;
+      update sequin.delivery t
+      set is_out = false, lease = null, pick = null, error = coalesce(nack.error, t.error), not_before = v_until,
+          due_at = case when t.due_at is not null then v_until end
+      where t.consumer_id = v_consumer.id and t.seq = d.seq;
+    end loop;
     v_count := v_count + cardinality(v_seqs);
     -- Given up now, unless its lane is in other hands: then by a receive, as soon as it comes to it.
     for d in
