@@ -21,10 +21,8 @@ const (
 	// to the slot before one after it is. Nothing can be built on it and outlive it: what reads it commits later.
 	flushEvery = 200 * time.Millisecond
 
-	// While there are many small transactions, batches begin so far apart, unless there is much: one costs as much as fifty
-	// rows. Where the last one had fewer than a few rows, the next begins at once.
+	// Batches begin so far apart, unless there is much: one costs as much as fifty rows.
 	batchEvery = 2 * time.Millisecond
-	fewRows    = 4
 	muchBytes  = 64 << 10
 )
 
@@ -50,7 +48,6 @@ type Writer struct {
 	buf       []byte
 	counts    []routeCount
 	beganAt   time.Time // the last batch
-	isBusy    bool      // it had more than a few rows
 	flushedAt time.Time
 	unflushed pglogrepl.LSN // end of the last transaction, where its commit was not waited for; 0: it is on disk
 }
@@ -67,7 +64,7 @@ func (w *Writer) Run(ctx context.Context) error {
 		if w.unflushed > 0 {
 			patience = max(flushEvery-time.Since(w.flushedAt), time.Millisecond)
 		}
-		if pause := batchEvery - time.Since(w.beganAt); pause > 0 && w.isBusy && w.queue.waiting() < muchBytes {
+		if pause := batchEvery - time.Since(w.beganAt); pause > 0 && w.queue.waiting() < muchBytes {
 			time.Sleep(pause)
 		}
 		chunks, horizon, err := w.queue.take(ctx, patience)
@@ -175,12 +172,9 @@ batch:
 		w.flushed()
 	}
 	batch := Batch{LastSeq: last.lastSeq, EndLSN: last.endLSN}
-	var rows int64
 	for _, n := range w.counts {
 		batch.Routes = append(batch.Routes, n.route)
-		rows += n.count
 	}
-	w.isBusy = rows >= fewRows
 	w.Written(batch)
 	return chunks, nil
 }
