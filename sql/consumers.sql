@@ -127,9 +127,34 @@ begin
   return c;
 end $$;
 
+-- The seq before the first row of these routes that was committed from an LSN on: the first after base, the log's head when
+-- the LSN was taken, or else where the log is now. Null: the log has not passed that LSN yet. Rows that committed before it
+-- are in the log only after it, however far the bridge is behind, and are told by their commit's LSN.
+create or replace function sequin._start_by_lsn(source_id int, routes int[], base bigint, lsn pg_lsn)
+returns bigint
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_applied pg_lsn;
+  v_head bigint;
+begin
+  select greatest(p.applied_lsn, p.horizon_lsn), p.last_seq into v_applied, v_head
+  from sequin.progress p where p.source_id = _start_by_lsn.source_id order by p.step desc limit 1;
+  if v_applied is null or v_applied <= lsn then
+    return null;
+  end if;
+  return (
+    select coalesce(min(l.seq) - 1, v_head)
+    from unnest(routes) r(id)
+    cross join lateral (
+      select l.seq from sequin.log l
+      where l.route_id = r.id and l.seq > base and (l.metadata ->> 'commit_lsn')::pg_lsn >= lsn
+      order by l.seq
+      limit 1) l);
+end $$;
+
 -- Where a consumer begins, once the log has passed the moment it was made: gives it its lanes. Whether it has them.
--- Rows that committed before the call are in the log only after it, however far the bridge is behind, and are told
--- by their commit's LSN.
 create or replace function sequin._start(consumer_id int)
 returns boolean
 language plpgsql
@@ -137,7 +162,6 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_consumer sequin.consumer;
-  v_applied pg_lsn;
   v_start bigint;
   v_total bigint;
 begin
@@ -155,22 +179,12 @@ begin
   if v_consumer.start_time is not null then
     v_start := sequin._start_by_time(v_consumer);
   else
-    select greatest(p.applied_lsn, p.horizon_lsn), p.last_seq into v_applied, v_start
-    from sequin.stream s
-    cross join lateral (
-      select * from sequin.progress p where p.source_id = s.source_id order by p.step desc limit 1) p
-    where s.id = v_consumer.stream_id;
-    if v_applied is null or v_applied <= v_consumer.start_lsn then
-      return false;
-    end if;
-    select coalesce(min(l.seq) - 1, v_start) into v_start
-    from unnest(v_consumer.routes) r(id)
-    cross join lateral (
-      select l.seq from sequin.log l
-      where l.route_id = r.id and l.seq > v_consumer.start_base
-        and (l.metadata ->> 'commit_lsn')::pg_lsn >= v_consumer.start_lsn
-      order by l.seq
-      limit 1) l;
+    v_start := sequin._start_by_lsn(
+      (select s.source_id from sequin.stream s where s.id = v_consumer.stream_id), v_consumer.routes, v_consumer.start_base,
+      v_consumer.start_lsn);
+  end if;
+  if v_start is null then
+    return false;
   end if;
   select sum(sequin._total(r.id, v_start)) into v_total from unnest(v_consumer.routes) r(id);
   update sequin.consumer c set start_seq = v_start, start_total = v_total where c.id = consumer_id;

@@ -27,10 +27,8 @@ declare
 begin
   select r.oid into v_oid from pg_roles r where r.rolname = role;
   if not found then
-    raise undefined_object using
-      message = format('role "%s" does not exist', role),
-      hint = sequin._did_you_mean(role::text, array(select r.rolname::text from pg_roles r where r.rolname not like 'pg\_%'),
-        format('create role %I;', role));
+    perform sequin._refuse_unknown(
+      'role', role::text, array(select r.rolname::text from pg_roles r where r.rolname not like 'pg\_%'), format('create role %I;', role));
   end if;
   return v_oid;
 end $$;

@@ -40,6 +40,19 @@ as $$
     otherwise)
 $$;
 
+-- 42704: there is none of that kind and name. The hint is the nearest of those there are, else what to call.
+create or replace function sequin._refuse_unknown(kind text, name text, candidates text[], otherwise text)
+returns void
+language plpgsql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise undefined_object using
+    message = format('%s "%s" does not exist', kind, name),
+    hint = sequin._did_you_mean(name, candidates, otherwise);
+end $$;
+
 -- 22023 unless the text can name something: 1 to 48 bytes, so that the channel "sequin.<name>" fits 63.
 create or replace function sequin._check_name(kind text, name text)
 returns void
@@ -67,10 +80,8 @@ declare
 begin
   select * into v_stream from sequin.stream s where s.name = _stream.name;
   if not found then
-    raise undefined_object using
-      message = format('stream "%s" does not exist', name),
-      hint = sequin._did_you_mean(name, array(select s.name from sequin.stream s),
-        'Make it with sequin.create_stream(name, tables), or list those there are: select * from sequin.streams;');
+    perform sequin._refuse_unknown('stream', name, array(select s.name from sequin.stream s),
+      'Make it with sequin.create_stream(name, tables), or list those there are: select * from sequin.streams;');
   end if;
   return v_stream;
 end $$;
@@ -87,10 +98,8 @@ declare
 begin
   select * into v_consumer from sequin.consumer c where c.name = _consumer.name;
   if not found then
-    raise undefined_object using
-      message = format('consumer "%s" does not exist', name),
-      hint = sequin._did_you_mean(name, array(select c.name from sequin.consumer c),
-        'Make it with sequin.create_consumer(name, stream), or list those there are: select * from sequin.consumers;');
+    perform sequin._refuse_unknown('consumer', name, array(select c.name from sequin.consumer c),
+      'Make it with sequin.create_consumer(name, stream), or list those there are: select * from sequin.consumers;');
   end if;
   return v_consumer;
 end $$;
@@ -119,9 +128,7 @@ begin
   -- A role learns the names of its own consumers only.
   v_mine := array(select c.name from sequin.consumer c where sequin._may_consume(c.id) order by c.name);
   if name is not null then
-    raise undefined_object using
-      message = format('consumer "%s" does not exist', name),
-      hint = sequin._did_you_mean(name, v_mine, 'Make it with sequin.create_consumer(name, stream).');
+    perform sequin._refuse_unknown('consumer', name, v_mine, 'Make it with sequin.create_consumer(name, stream).');
   elsif not exists (select from sequin.consumer) then
     raise undefined_object using
       message = 'there is no consumer',

@@ -12,10 +12,8 @@ declare
 begin
   select * into v_pipeline from sequin.pipeline p where p.name = _pipeline.name;
   if not found then
-    raise undefined_object using
-      message = format('pipeline "%s" does not exist', name),
-      hint = sequin._did_you_mean(name, array(select p.name from sequin.pipeline p),
-        'Make it with sequin.create_pipeline(name, source_table, event_table), or list those there are: select * from sequin.pipelines;');
+    perform sequin._refuse_unknown('pipeline', name, array(select p.name from sequin.pipeline p),
+      'Make it with sequin.create_pipeline(name, source_table, event_table), or list those there are: select * from sequin.pipelines;');
   end if;
   return v_pipeline;
 end $$;

@@ -156,7 +156,6 @@ declare
   v_lane smallint;
   v_limit int;
   v_left int;
-  v_rest int;                        -- of it, once all that there is has been taken; null: there may be more
   v_size int;                        -- a permit is good for so many messages, in a lane that has its quota
   v_permits smallint[];
   v_needed int;
@@ -366,7 +365,6 @@ begin
       if v_is_deep and v_misses < 3 and random() > 0.1 then
         v_lanes := array[v_busy[1 + floor(random() * cardinality(v_busy))]];
         v_limits := array[v_left];
-        v_rest := null;
       else
         v_is_deep := false;
         select * into v_consumer from sequin.consumer c where c.id = v_id;
@@ -381,7 +379,6 @@ begin
         exit when v_survey.lanes is null;
         v_lanes := v_survey.lanes;
         v_limits := v_survey.limits;
-        v_rest := case when v_survey.is_all then v_left - (select sum(l) from unnest(v_limits) l) end;
       end if;
       v_has_moved := v_is_deep;
       -- Nearly caught up, a batch is a few messages of each of several lanes.
@@ -392,7 +389,7 @@ begin
           v_left := v_left - v_count;
           v_has_moved := true;
           v_misses := 0;
-          exit when v_left <= v_rest;
+          exit when v_survey.is_all and v_count >= (select sum(l) from unnest(v_limits) l);
         end if;
       end if;
       if v_permits is null and v_is_tight then

@@ -256,17 +256,11 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_source sequin.source;
+  v_source sequin.source := sequin._source(source);
   v_consumer_id int;
   v_pipeline_id int;
   v_count bigint;
 begin
-  select * into v_source from sequin.source s where s.name = source;
-  if not found then
-    raise undefined_object using
-      message = format('source "%s" does not exist', source),
-      hint = sequin._did_you_mean(source, array(select s.name from sequin.source s), 'select * from sequin.sources;');
-  end if;
   if consumer is not null then
     v_consumer_id := (sequin._consumer(consumer)).id;
   end if;

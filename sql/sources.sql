@@ -50,10 +50,8 @@ declare
 begin
   select * into v_source from sequin.source s where s.name = _source.name and s.dropped_at is null;
   if not found then
-    raise undefined_object using
-      message = format('source "%s" does not exist', name),
-      hint = sequin._did_you_mean(coalesce(name, ''), array(select s.name from sequin.source s where s.dropped_at is null),
-        'Make it with sequin.create_source(name, conninfo), or list those there are: select * from sequin.sources;');
+    perform sequin._refuse_unknown('source', coalesce(name, ''), array(select s.name from sequin.source s where s.dropped_at is null),
+      'Make it with sequin.create_source(name, conninfo), or list those there are: select * from sequin.sources;');
   end if;
   return v_source;
 end $$;

@@ -125,7 +125,7 @@ begin
         where l.route_id = c.routes[1] and l.lane = s.lane and l.seq > s.upto_seq and l.seq <= v_head
         order by l.seq
         limit v_look) l) l;
-    v_survey.is_all := (max_rows > 1);
+    v_survey.is_all := max_rows > 1;
     v_survey.seen := case when v_waiting = 0 then v_head end;
   end if;
   if not v_is_light then

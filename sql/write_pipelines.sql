@@ -53,7 +53,7 @@ begin
   return v_relation;
 end $$;
 
--- Starts a pipeline, once the log has passed the moment it was made: see _start, which does so for a consumer.
+-- Starts a pipeline, once the log has passed the moment it was made: as _start does a consumer.
 create or replace function sequin._start_pipeline(p sequin.pipeline)
 returns boolean
 language plpgsql
@@ -62,26 +62,16 @@ set enable_seqscan = off
 set jit = off
 as $$
 declare
-  v_applied pg_lsn;
   v_start bigint;
 begin
   if exists (select from sequin.pipeline_progress v where v.pipeline_id = p.id) then
     return true;
   end if;
-  select greatest(g.applied_lsn, g.horizon_lsn), g.last_seq into v_applied, v_start
-  from sequin.source_table t
-  cross join lateral (
-    select * from sequin.progress g where g.source_id = t.source_id order by g.step desc limit 1) g
-  where t.id = p.table_id;
-  if v_applied is null or v_applied <= p.start_lsn then
+  v_start := sequin._start_by_lsn(
+    (select t.source_id from sequin.source_table t where t.id = p.table_id), array[p.table_id], p.start_base, p.start_lsn);
+  if v_start is null then
     return false;
   end if;
-  select coalesce(min(l.seq) - 1, v_start) into v_start
-  from (
-    select l.seq from sequin.log l
-    where l.route_id = p.table_id and l.seq > p.start_base and (l.metadata ->> 'commit_lsn')::pg_lsn >= p.start_lsn
-    order by l.seq
-    limit 1) l;
   insert into sequin.pipeline_progress (pipeline_id, step, seq, passed, written)
   values (p.id, 1, v_start, sequin._total(p.table_id, v_start), 0)
   on conflict do nothing;

@@ -53,7 +53,7 @@ type pipeline struct {
 	retry     chan struct{} // somebody has changed it
 }
 
-// write takes note of new rows of the log.
+// written takes note of new rows of the log.
 func (p *pipelines) written(routes []int32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -217,7 +217,7 @@ func (p *pipelines) report(ctx context.Context, n *pipeline, err error) {
 	}
 }
 
-// retain drops what pipelines keep for longer than they should.
+// retainPipelines drops what pipelines keep for longer than they should.
 func (u *Upkeep) retainPipelines(ctx context.Context) error {
 	rows, err := u.pool.Query(ctx, `select pipeline_id from sequin.bridge_pipelines($1) where has_retention`, u.sourceID)
 	if err != nil {
