@@ -1,6 +1,7 @@
 package backfill
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -138,7 +139,7 @@ func (a *asker) fold(seq int64, action string, key int, record string, oldKey *i
 		a.seqs[a.random.IntN(len(a.seqs))] = seq
 	}
 	was := a.rows[key]
-	if seq <= was.seq {
+	if was.seq != 0 && seq <= was.seq {
 		return fmt.Errorf("key %d: seq %d came after %d: %s %s", key, seq, was.seq, action, record)
 	}
 	now := rowState{seq: seq, version: was.version, at: a.count}
@@ -157,8 +158,8 @@ func (a *asker) fold(seq int64, action string, key int, record string, oldKey *i
 		}
 	}
 	a.rows[key] = now
-	if oldKey != nil {
-		old := a.rows[*oldKey]
+	// The old key is another group: what has become of it since may have come before.
+	if old, ok := a.rows[*cmp.Or(oldKey, &key)]; oldKey != nil && (!ok || old.seq < seq) {
 		a.rows[*oldKey] = rowState{seq: old.seq, version: old.version, at: a.count}
 	}
 	return nil
@@ -201,6 +202,11 @@ func (a *asker) ask(ctx context.Context) error {
 		}
 		call(`select sequin.republish($1, $2)`, a.name, `select id from item where id = any ('{`+join(r.keys)+`}')`)
 	default:
+		// What is newest before the consumer begins, what it begins after may have overtaken.
+		var isStarting bool
+		if err = a.conn.QueryRow(ctx, `select state = 'starting' from sequin.consumer_status where name = $1`, a.name).Scan(&isStarting); err != nil || isStarting {
+			return err
+		}
 		// The newest of each: an older one would be what was asked for, and not what the row is.
 		rows, qErr := a.conn.Query(ctx, `select record_pk::int, max(seq) from sequin.messages where stream = $1 and seq > (
 			select max(seq) from sequin.messages where stream = $1) - $2::int group by record_pk limit 100`, a.stream, a.random.IntN(20000))
@@ -264,7 +270,7 @@ func (a *asker) check(db *pgtest.DB, table map[int]string, newest map[int]int64)
 		}
 		got, ok := a.rows[key]
 		if got.record != record && (ok || a.has != nil && a.has(r)) {
-			db.Errorf("%s: row %d is %+v, and in the table %s; it asked for %s", a.name, key, got, record, a.asked())
+			db.Errorf("%s of %s: row %d is %+v, and in the table %s; it asked for %s", a.name, a.stream, key, got, record, a.asked())
 			return
 		}
 		for _, q := range a.requests {
