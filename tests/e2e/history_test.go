@@ -3,6 +3,7 @@ package e2e
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -358,10 +359,15 @@ func (c *check) limited(h *history) {
 		}
 		// Certainly pending from its first delivery that was not taken back until an acknowledgement is asked for.
 		var from, to time.Time
+		isStrict := false
 		for _, d := range m.deliveries {
-			if d.tx.isCommitted && !d.tx.isStrict && (from.IsZero() || d.given.Before(from)) {
-				from = d.given
+			if d.tx.isCommitted && (from.IsZero() || d.given.Before(from)) {
+				from, isStrict = d.given, d.tx.isStrict
 			}
+		}
+		// What a transaction has been given that could not know, comes again however many others are pending.
+		if isStrict {
+			continue
 		}
 		for _, s := range m.settlements {
 			if (s.kind == acked || s.kind == popped) && (to.IsZero() || s.asked.Before(to)) {
@@ -375,13 +381,22 @@ func (c *check) limited(h *history) {
 	slices.SortFunc(changes, func(a, b change) int {
 		return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.delta, b.delta))
 	})
-	pending, most := 0, 0
+	pending := map[int64]bool{}
 	for _, x := range changes {
-		pending += x.delta
-		most = max(most, pending)
-	}
-	if most > c.limit {
-		c.fail("%d messages were pending at once, and max_ack_pending is %d", most, c.limit)
+		if x.delta < 0 {
+			delete(pending, x.seq)
+			continue
+		}
+		pending[x.seq] = true
+		if len(pending) <= c.limit {
+			continue
+		}
+		var stories []string
+		for _, seq := range slices.Sorted(maps.Keys(pending)) {
+			stories = append(stories, c.bySeq[seq].story())
+		}
+		c.fail("%d messages were pending at once, and max_ack_pending is %d: %s", len(pending), c.limit, strings.Join(stories, "\n"))
+		return
 	}
 }
 
@@ -420,8 +435,8 @@ func (m *message) story() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d {", m.seq)
 	for _, d := range m.deliveries {
-		fmt.Fprintf(&b, " %d: given %s..%s until %s, committed %t %s..%s;", d.count, clock(d.asked), clock(d.given), clock(d.lease),
-			d.tx.isCommitted, clock(d.tx.ending), clock(d.tx.ended))
+		fmt.Fprintf(&b, " %d: given %s..%s until %s, strict %t, committed %t %s..%s;", d.count, clock(d.asked), clock(d.given), clock(d.lease),
+			d.tx.isStrict, d.tx.isCommitted, clock(d.tx.ending), clock(d.tx.ended))
 		for _, s := range m.settlements {
 			if slices.Contains(s.deliveries, d) {
 				fmt.Fprintf(&b, " %s %s..%s %d of %d, committed %t %s..%s;", s.kind, clock(s.asked), clock(s.answered), s.count, len(s.deliveries),
