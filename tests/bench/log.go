@@ -48,7 +48,7 @@ func (l *changeLog) fill(ctx context.Context, table string, messages, groups int
 	return nil
 }
 
-// add adds messages to the log in one transaction.
+// add adds messages to the log in one transaction, as large as a bridge's chunks: in each, a lane's rows are together.
 func (l *changeLog) add(ctx context.Context, conn *pgx.Conn, table string, messages, groups int) error {
 	if _, err := conn.Exec(ctx, `
 		with head as (
@@ -67,6 +67,7 @@ func (l *changeLog) add(ctx context.Context, conn *pgx.Conn, table string, messa
 		           'status', 'pending', 'note', repeat('x', 60), 'created_at', now()),
 		         null, jsonb_build_object('commit_lsn', pg_current_wal_insert_lsn()::text, 'xid', 5)
 		  from change c, route r
+		  order by c.i / 800, 5, c.i
 		)
 		select sequin.bridge_commit(1, h.step, pg_current_wal_insert_lsn()::text, h.last_seq + $2, array[r.id], array[$2::bigint])
 		from head h, route r`, table, messages, groups); err != nil {
