@@ -108,6 +108,30 @@ end $$;
 comment on function sequin.bridge_commit(int, bigint, text, bigint, int[], bigint[]) is
 'For the bridge: ends a batch of the log in the transaction that wrote it. Returns the step to give next time.';
 
+-- The bell of a step is held by this session, from before the step is committed; and once it is, that of the last one,
+-- which woke who waited, is let go.
+create or replace function sequin.bridge_hold_bell(source_id int, step bigint)
+returns void
+language sql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select pg_advisory_lock(sequin._bell(source_id, step))
+$$;
+comment on function sequin.bridge_hold_bell(int, bigint) is
+'For the bridge: who has seen nothing at this step waits for this session, until bridge_ring or its end.';
+
+create or replace function sequin.bridge_ring(source_id int, step bigint)
+returns void
+language sql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select pg_advisory_unlock(sequin._bell(source_id, step))
+$$;
+comment on function sequin.bridge_ring(int, bigint) is
+'For the bridge, after the commit of the step that follows: who waits for this one''s bell goes on.';
+
 -- Says, before the slot is confirmed so far, that nothing was logged up to there: at start-up a slot that is further
 -- than the log has got, and further than this, has lost something.
 create or replace function sequin.bridge_horizon(source_id int, step bigint, horizon_lsn text)

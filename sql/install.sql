@@ -30,6 +30,7 @@ consumers.sql
 history.sql
 grants.sql
 survey.sql
+wait.sql
 receive.sql
 deliveries.sql
 ack.sql

@@ -173,7 +173,8 @@ declare
   v_is_strict boolean;
   v_at timestamptz;                  -- what has run out, has by then: never what this call hands out
   v_deadline timestamptz;
-  v_pause double precision;
+  v_pause double precision := 0.001;
+  v_seen bigint;                     -- the log has gone on after it, when it was last waited for
 begin
   -- Nearly all of a backlog is handed out here: far behind, lanes at random that are free and plain (each row of the
   -- range is a message, and none an older version of another), in as few statements and expressions as it takes: a
@@ -320,6 +321,7 @@ begin
   loop
     v_at := clock_timestamp();
     v_permits := null;
+    v_survey := null;
     select c.id, case when c.reads = 'key' and cardinality(c.routes) = 1 then c.routes[1] end, c.lane_quota, c.permit_size,
            c.lane_quota = 0, c.is_rows, coalesce(receive.ack_wait, c.ack_wait),
            c.start_seq is not null and c.paused_at is null,
@@ -487,16 +489,15 @@ begin
     end loop;
 
     exit when v_left < batch_size or v_deadline is null or clock_timestamp() >= v_deadline;
-    -- Where nothing is waiting, a look at the log's end says whether it is worth another survey; and now and
-    -- then there is one anyway: a consumer may be altered, or sent back.
-    v_pause := coalesce(v_pause, case when v_survey.seen is null then 0.001 else 0.0005 end);
-    loop
-      perform pg_sleep(least(v_pause, extract(epoch from v_deadline - clock_timestamp())));
+    -- Where nothing is waiting, until the log goes on; and now and then there is another look anyway: a consumer may be
+    -- altered, or sent back. What cannot be had yet is looked for again after a pause, and so is what was in vain.
+    if v_survey.seen is null or v_survey.seen = v_seen then
       v_pause := least(v_pause * 1.1, 0.01);
-      exit when v_survey.seen is null or clock_timestamp() >= least(v_deadline, v_at + interval '50 milliseconds')
-        or sequin._is_after(v_consumer.reads, v_consumer.routes, v_consumer.feed_id, v_survey.seen)
-        or exists (select from sequin.delivery d where d.consumer_id = v_id and d.due_at <= clock_timestamp());
-    end loop;
+      perform pg_sleep(least(v_pause, extract(epoch from v_deadline - clock_timestamp())));
+    end if;
+    v_seen := case when v_survey.seen is not null
+                     and sequin._await(v_consumer, v_survey.seen, least(v_deadline, v_at + interval '50 milliseconds'))
+              then v_survey.seen end;
   end loop;
 end $$;
 comment on function sequin.receive(text, int, interval, interval) is
@@ -514,22 +515,6 @@ paused. Rolled back, it was never received.
 
 Errors: 42704 unknown consumer, 22023 bad argument, 42501 not the caller''s, 25006 read only transaction or replica,
 55000 wait above 0 in a stricter isolation level than read committed, 40001 try again (stricter isolation only).';
-
--- Whether a consumer that reads this has something after a seq.
-create or replace function sequin._is_after(reads text, routes int[], feed_id int, seq bigint)
-returns boolean
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  if reads = 'feed' then
-    return exists (
-      select from sequin.feed_progress p where p.feed_id = _is_after.feed_id and p.seq > _is_after.seq and p.lanes <> 0);
-  end if;
-  return exists (
-    select from unnest(routes) r(id)
-    cross join lateral (select from sequin.log l where l.route_id = r.id and l.seq > _is_after.seq limit 1) l);
-end $$;
 
 -- Takes messages from the first of these lanes, so many of each and max_rows in all, where they are free and plain: as
 -- receive does from one. The others are left as they are.

@@ -46,6 +46,7 @@ type Writer struct {
 	HorizonWritten func(pglogrepl.LSN)
 
 	buf       []byte
+	sorted    []byte
 	counts    []routeCount
 	beganAt   time.Time // the last batch
 	flushedAt time.Time
@@ -59,6 +60,13 @@ func NewWriter(conn *pgconn.PgConn, queue *Queue, sourceID int32, step int64) *W
 
 // Run writes batches until the queue ends or the context does. A batch that is not whole by then is not written.
 func (w *Writer) Run(ctx context.Context) error {
+	w.buf = appendQuery(w.buf[:0], fmt.Sprintf("select sequin.bridge_hold_bell(%d, %d)", w.sourceID, w.step))
+	if err := w.send(w.buf); err != nil {
+		return err
+	}
+	if err := w.answers(ctx, 1); err != nil {
+		return fmt.Errorf("hold bell: %w", err)
+	}
 	for {
 		var patience time.Duration
 		if w.unflushed > 0 {
@@ -114,6 +122,7 @@ batch:
 		for len(chunks) > 0 && chunks[0].segment == segment {
 			c := chunks[0]
 			chunks = chunks[1:]
+			w.sort(&c)
 			// Small chunks go out with what is around them.
 			if bytes += len(c.buf); len(w.buf)+len(c.buf) <= 64<<10 {
 				w.buf = append(w.buf, c.message()...)
@@ -179,6 +188,15 @@ batch:
 	return chunks, nil
 }
 
+// sort puts a chunk's rows in the order of their lanes, where that is worth it.
+func (w *Writer) sort(c *chunk) {
+	if len(c.buf) < fewBytes || c.isHuge() {
+		return
+	}
+	w.sorted = byLane(append(w.sorted[:0], c.buf[:chunkHeader]...), c.buf[chunkHeader:])
+	c.buf, w.sorted = w.sorted, c.buf
+}
+
 // commitSQL ends a batch whose last chunk is this.
 func (w *Writer) commitSQL(last chunk) string {
 	var routes, counts strings.Builder
@@ -190,12 +208,17 @@ func (w *Writer) commitSQL(last chunk) string {
 		routes.WriteString(strconv.Itoa(int(n.route)))
 		counts.WriteString(strconv.FormatInt(n.count, 10))
 	}
-	return fmt.Sprintf("select sequin.bridge_commit(%d, %d, '%s', %d, '{%s}', '{%s}'); commit",
-		w.sourceID, w.step, last.endLSN, last.lastSeq, routes.String(), counts.String())
+	return fmt.Sprintf("select sequin.bridge_commit(%d, %d, '%s', %d, '{%s}', '{%s}'); %s",
+		w.sourceID, w.step, last.endLSN, last.lastSeq, routes.String(), counts.String(), w.ringSQL())
+}
+
+// ringSQL commits the step after this one, and wakes those that wait for it.
+func (w *Writer) ringSQL() string {
+	return fmt.Sprintf("select sequin.bridge_hold_bell(%d, %d); commit; select sequin.bridge_ring(%[1]d, %[3]d)", w.sourceID, w.step+1, w.step)
 }
 
 func (w *Writer) writeHorizon(ctx context.Context, lsn pglogrepl.LSN) error {
-	w.buf = appendQuery(w.buf[:0], fmt.Sprintf("select sequin.bridge_horizon(%d, %d, '%s')", w.sourceID, w.step, lsn))
+	w.buf = appendQuery(w.buf[:0], fmt.Sprintf("begin; select sequin.bridge_horizon(%d, %d, '%s'); %s", w.sourceID, w.step, lsn, w.ringSQL()))
 	if err := w.send(w.buf); err != nil {
 		return err
 	}

@@ -117,7 +117,7 @@ func TestGroupBy(t *testing.T) {
 	}
 }
 
-// A long poll is answered as soon as something commits in a table, by the bridge's leave; and by nothing else.
+// A long poll waits for the bell that the bridge holds, and is answered as soon as something commits in a table.
 func TestWaitForCommit(t *testing.T) {
 	f := bridged(t)
 	f.Exec(`select sequin.create_stream('s', '{item}'), sequin.create_consumer('c', 's'), sequin.create_consumer('g', 's', group_by => '{grp}')`)
@@ -135,7 +135,7 @@ func TestWaitForCommit(t *testing.T) {
 			answered <- time.Since(began)
 		}()
 		pgtest.Eventually(t, 10*time.Second, func() error {
-			if pgtest.Value[int](f.DB, `select count(*) from pg_stat_activity where pid = $1 and wait_event = 'PgSleep'`, conn.PgConn().PID()) == 0 {
+			if pgtest.Value[int](f.DB, `select count(*) from pg_stat_activity where pid = $1 and wait_event = 'advisory'`, conn.PgConn().PID()) == 0 {
 				return fmt.Errorf("it does not wait")
 			}
 			return nil
