@@ -162,6 +162,8 @@ begin
       select v_consumer.id, w.lane, w.turn, w.turn + 1, w.upto_seq, w.upto_seq, w.passed
       from whole w
       where pg_try_advisory_xact_lock(sequin._lane_key(v_consumer.name, w.lane)) or w.leased_until > clock_timestamp()
+      -- As everybody does who settles, or puts back, in several lanes: an insert may have to wait for another's.
+      order by w.lane
       on conflict do nothing
       returning lane
     )

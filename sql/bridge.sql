@@ -112,23 +112,25 @@ comment on function sequin.bridge_commit(int, bigint, text, bigint, int[], bigin
 -- which woke who waited, is let go.
 create or replace function sequin.bridge_hold_bell(source_id int, step bigint)
 returns void
-language sql
+language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select pg_advisory_lock(sequin._bell(source_id, step))
-$$;
+begin
+  perform pg_advisory_lock(sequin._bell(source_id, step));
+end $$;
 comment on function sequin.bridge_hold_bell(int, bigint) is
 'For the bridge: who has seen nothing at this step waits for this session, until bridge_ring or its end.';
 
 create or replace function sequin.bridge_ring(source_id int, step bigint)
 returns void
-language sql
+language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select pg_advisory_unlock(sequin._bell(source_id, step))
-$$;
+begin
+  perform pg_advisory_unlock(sequin._bell(source_id, step));
+end $$;
 comment on function sequin.bridge_ring(int, bigint) is
 'For the bridge, after the commit of the step that follows: who waits for this one''s bell goes on.';
 

@@ -484,8 +484,8 @@ begin
         v_left := v_left - v_count;
         if v_count > 0 then v_misses := 0; end if;
       end loop;
-      -- Others were quicker, everywhere: what was found is theirs.
-      exit when not v_has_moved;
+      -- Others were quicker, everywhere: what was found is theirs. And what was waited for is not kept back.
+      exit when not v_has_moved or v_left < batch_size and v_seen is not null;
     end loop;
 
     exit when v_left < batch_size or v_deadline is null or clock_timestamp() >= v_deadline;

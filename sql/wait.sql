@@ -11,7 +11,7 @@ returns bigint
 language sql
 immutable
 as $$
-  select pg_catalog.hashtextextended(source_id || ' ' || step, 7190239)
+  select pg_catalog.hashint8extended(step, 7190239 + source_id::bigint)
 $$;
 
 -- Whether a bell is held. If so, only once it has been rung, or after so many milliseconds: too few for the server to

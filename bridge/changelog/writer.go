@@ -21,8 +21,10 @@ const (
 	// to the slot before one after it is. Nothing can be built on it and outlive it: what reads it commits later.
 	flushEvery = 200 * time.Millisecond
 
-	// Batches begin so far apart, unless there is much: one costs as much as fifty rows.
+	// While there are many small transactions, batches begin so far apart, unless there is much: one costs as much as fifty
+	// rows. Where the last one had fewer than a few rows, the next begins at once.
 	batchEvery = 2 * time.Millisecond
+	fewRows    = 4
 	muchBytes  = 64 << 10
 )
 
@@ -49,6 +51,7 @@ type Writer struct {
 	sorted    []byte
 	counts    []routeCount
 	beganAt   time.Time // the last batch
+	isBusy    bool      // it had more than a few rows
 	flushedAt time.Time
 	unflushed pglogrepl.LSN // end of the last transaction, where its commit was not waited for; 0: it is on disk
 }
@@ -72,7 +75,7 @@ func (w *Writer) Run(ctx context.Context) error {
 		if w.unflushed > 0 {
 			patience = max(flushEvery-time.Since(w.flushedAt), time.Millisecond)
 		}
-		if pause := batchEvery - time.Since(w.beganAt); pause > 0 && w.queue.waiting() < muchBytes {
+		if pause := batchEvery - time.Since(w.beganAt); pause > 0 && w.isBusy && w.queue.waiting() < muchBytes {
 			time.Sleep(pause)
 		}
 		chunks, horizon, err := w.queue.take(ctx, patience)
@@ -181,9 +184,12 @@ batch:
 		w.flushed()
 	}
 	batch := Batch{LastSeq: last.lastSeq, EndLSN: last.endLSN}
+	var rows int64
 	for _, n := range w.counts {
 		batch.Routes = append(batch.Routes, n.route)
+		rows += n.count
 	}
+	w.isBusy = rows >= fewRows
 	w.Written(batch)
 	return chunks, nil
 }
@@ -208,17 +214,17 @@ func (w *Writer) commitSQL(last chunk) string {
 		routes.WriteString(strconv.Itoa(int(n.route)))
 		counts.WriteString(strconv.FormatInt(n.count, 10))
 	}
-	return fmt.Sprintf("select sequin.bridge_commit(%d, %d, '%s', %d, '{%s}', '{%s}'); %s",
+	return fmt.Sprintf("select sequin.bridge_commit(%d, %d, '%s', %d, '{%s}', '{%s}'), %s",
 		w.sourceID, w.step, last.endLSN, last.lastSeq, routes.String(), counts.String(), w.ringSQL())
 }
 
-// ringSQL commits the step after this one, and wakes those that wait for it.
+// ringSQL ends a statement that writes the step after this one, commits it, and wakes those that wait for it.
 func (w *Writer) ringSQL() string {
-	return fmt.Sprintf("select sequin.bridge_hold_bell(%d, %d); commit; select sequin.bridge_ring(%[1]d, %[3]d)", w.sourceID, w.step+1, w.step)
+	return fmt.Sprintf("sequin.bridge_hold_bell(%d, %d); commit; select sequin.bridge_ring(%[1]d, %[3]d)", w.sourceID, w.step+1, w.step)
 }
 
 func (w *Writer) writeHorizon(ctx context.Context, lsn pglogrepl.LSN) error {
-	w.buf = appendQuery(w.buf[:0], fmt.Sprintf("begin; select sequin.bridge_horizon(%d, %d, '%s'); %s", w.sourceID, w.step, lsn, w.ringSQL()))
+	w.buf = appendQuery(w.buf[:0], fmt.Sprintf("begin; select sequin.bridge_horizon(%d, %d, '%s'), %s", w.sourceID, w.step, lsn, w.ringSQL()))
 	if err := w.send(w.buf); err != nil {
 		return err
 	}
