@@ -110,6 +110,16 @@ begin
   end loop;
 end $$;
 
+-- Which of so many lanes a turn begins with: workers that ask at the same time meet in none, and whoever has each second
+-- turn, or each nth, comes to all of them.
+create or replace function sequin._nth(turn bigint, lanes int)
+returns int
+language sql
+immutable
+as $$
+  select ((turn / 2 + turn / 2 / greatest(lanes, 1)) % greatest(lanes, 1))::int
+$$;
+
 create or replace function sequin.receive(
   consumer text default null,
   batch_size int default 1,
@@ -184,16 +194,17 @@ begin
      and current_setting('transaction_isolation') = 'read committed' and current_setting('transaction_read_only') = 'off'
      and random() > 0.01 then
     loop
+      v_turn := nextval('sequin.turn');
       -- For a single message, in two misses of three, without what the other statement has to look up: what a plan holds
       -- is set up at each call, used or not.
       if batch_size = 1 and coalesce(v_misses, 0) % 3 < 2 then
         select c.id, c.routes[1], c.is_rows, coalesce(receive.ack_wait, c.ack_wait), s.lane, s.turn,
-               case when s.lease is null then s.upto_seq end, s.passed, nextval('sequin.turn')
+               case when s.lease is null then s.upto_seq end, s.passed
           into v_id, v_route, v_is_rows, v_ack_wait, v_lane, v_prev,
-               v_from, v_passed, v_turn
+               v_from, v_passed
         from sequin.consumer c
         cross join lateral (
-          select f.busy[1 + floor(random() * cardinality(f.busy))] as lane, f.is_deep
+          select f.busy[1 + sequin._nth(v_turn, cardinality(f.busy))] as lane, f.is_deep
           from sequin.floor f where f.consumer_id = c.id order by f.step desc limit 1) f
         cross join lateral (
           select s.lane, s.turn, s.upto_seq, s.passed, s.lease, s.held, s.tracked
@@ -210,14 +221,14 @@ begin
                case when s.lease is null and (batch_size = 1 or exists (
                  select from sequin.log l
                  where l.route_id = c.routes[1] and l.lane = s.lane and l.seq > s.upto_seq
-                   and l.seq < sequin._segment_end(s.upto_seq))) then s.upto_seq end, s.passed, nextval('sequin.turn')
+                   and l.seq < sequin._segment_end(s.upto_seq))) then s.upto_seq end, s.passed
           into v_id, v_route, v_is_rows, v_ack_wait, v_quota,
-               v_lane, v_prev, v_from, v_passed, v_turn
+               v_lane, v_prev, v_from, v_passed
         from sequin.consumer c
         cross join lateral (
           select f.is_deep,
                  -- Where few lanes have it all, one that is free.
-                 case when v_misses is null or v_misses < 2 then f.busy[1 + floor(random() * cardinality(f.busy))]
+                 case when v_misses is null or v_misses < 2 then f.busy[1 + sequin._nth(v_turn, cardinality(f.busy))]
                  else (
                    select b.lane from unnest(f.busy) b(lane)
                    where (select s.lease is null from sequin.lane s

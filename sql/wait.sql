@@ -82,9 +82,12 @@ begin
     end if;
     select d.due_at into v_due from sequin.delivery d
     where d.consumer_id = c.id and d.due_at is not null order by d.due_at limit 1;
+    if v_due <= clock_timestamp() then
+      return true;
+    end if;
     v_left := extract(epoch from least(until, v_due) - clock_timestamp());
     if v_left <= 0 then
-      return v_due <= clock_timestamp();
+      return false;
     end if;
     -- It was rung for others, or there is none, or what it was rung for has yet to be sorted into the feed.
     if v_last <> v_step
