@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -25,6 +26,13 @@ const (
 	maxTime   = 2 * time.Second
 	maxRows   = 20_000
 	maxBytes  = 4 << 20
+
+	// While there are live changes, which wait for processors, the disk, and for the server to decode what is written here.
+	busyRows   = 200 // are fetched
+	busyBytes  = 512 << 10
+	yieldEvery = 32 << 10 // bytes that are written
+	restFactor = 30       // times as long as it has worked: a piece is handed over long before it is written
+	longestNap = 200 * time.Millisecond
 
 	lockTimeout = "5s" // behind somebody who alters the table
 )
@@ -210,12 +218,19 @@ func (r *run) readChunk(ctx context.Context, place int32, p part) (_ *chunk, isE
 	if err := pg.ExecParams(ctx, "declare rows no scroll cursor for "+sql, values, nil, nil, nil).Read().Err; err != nil {
 		return nil, false, fmt.Errorf("read %s: %w", c.table.Name(), err)
 	}
-	budget := chunkTime
+	budget, most := chunkTime, maxBytes
+	if r.config.Live.IsBusy() {
+		most = busyBytes
+	}
 	bytes := 0
-	for len(c.rows) < maxRows && bytes < maxBytes && time.Since(began) < budget {
+	for began := time.Now(); len(c.rows) < maxRows && bytes < most && time.Since(began) < budget; {
 		fetch := fetchRows
 		if len(c.rows) == 0 {
 			fetch = 100 // nothing is known of how large they are
+		}
+		fetching := time.Now()
+		if len(c.rows) > 0 && r.config.Live.IsBusy() {
+			fetch = busyRows
 		}
 		n := 0
 		result := pg.ExecParams(ctx, fmt.Sprintf("fetch forward %d from rows", fetch), nil, nil, nil, nil)
@@ -230,8 +245,10 @@ func (r *run) readChunk(ctx context.Context, place int32, p part) (_ *chunk, isE
 			isEnd = len(c.rows) < maxRows
 			break
 		}
-		if len(c.rows) == n {
-			budget = max(budget, min(4*time.Since(began), maxTime)) // what has to be sorted first is read in larger pieces
+		if first := time.Since(began); len(c.rows) == n && 4*first > budget {
+			budget, most = min(4*first, maxTime), maxBytes // what has to be sorted first is read in larger pieces
+		} else if err := r.yield(ctx, fetching); err != nil {
+			return nil, false, err
 		}
 	}
 	if len(c.doubts) > 0 || len(c.rows) > 0 {
@@ -357,20 +374,42 @@ func (r *run) estimate(ctx context.Context) error {
 // writer writes chunks.
 type writer struct {
 	*run
-	encoder *changelog.Encoder
+	encoder    *changelog.Encoder
+	committing time.Time // since when: the rest of a chunk's time has been rested for
 }
 
 // write writes a chunk, but for rows that live changes bring.
 func (w *writer) write(ctx context.Context, c *chunk) error {
-	start := time.Now()
 	if err := w.writeRows(ctx, c); err != nil {
 		return err
 	}
-	if w.config.Live.IsBusy() {
-		// Live changes come first.
-		return sleep(ctx, min(time.Since(start)/2, 200*time.Millisecond))
+	return w.yield(ctx, w.committing)
+}
+
+// yield lets live changes come first, if there are any: it rests a few times as long as it has been since a piece of work
+// began.
+func (r *run) yield(ctx context.Context, began time.Time) error {
+	if !r.config.Live.IsBusy() {
+		return nil
 	}
-	return nil
+	return sleep(ctx, min(restFactor*time.Since(began), longestNap))
+}
+
+// yielding hands rows to COPY in pieces, and lets live changes come first between them.
+type yielding struct {
+	io.Reader
+	run   *run
+	began time.Time
+}
+
+func (y *yielding) Read(p []byte) (int, error) {
+	if y.began.IsZero() {
+		y.began = time.Now()
+	} else if err := y.run.yield(context.Background(), y.began); err != nil {
+		return 0, err
+	}
+	y.began = time.Now()
+	return y.Reader.Read(p[:min(len(p), yieldEvery)])
 }
 
 func (w *writer) writeRows(ctx context.Context, c *chunk) error {
@@ -399,10 +438,11 @@ func (w *writer) writeRows(ctx context.Context, c *chunk) error {
 	}
 	defer tx.Rollback(context.WithoutCancel(ctx)) //nolint:errcheck // after the commit it does nothing
 	if seq > began {
-		if _, err := w.target.PgConn().CopyFrom(ctx, rows, copySQL); err != nil {
+		if _, err := w.target.PgConn().CopyFrom(ctx, &yielding{Reader: rows, run: w.run}, copySQL); err != nil {
 			return w.ended(fmt.Errorf("write rows: %w", err))
 		}
 	}
+	w.committing = time.Now()
 	err = tx.QueryRow(ctx, `select sequin.bridge_backfill_step($1, $2, $3, $4, $5, $6, $7)`,
 		w.ID, w.Step, c.place, c.last, seq, w.RowsDone+int64(len(c.rows)), seq-began).Scan(&w.Step)
 	if err != nil {
