@@ -184,6 +184,7 @@ declare
   v_at timestamptz;                  -- what has run out, has by then: never what this call hands out
   v_deadline timestamptz;
   v_pause double precision := 0.001;
+  v_patience interval := '50 milliseconds';
   v_seen bigint;                     -- the log has gone on after it, when it was last waited for
 begin
   -- Nearly all of a backlog is handed out here: far behind, lanes at random that are free and plain (each row of the
@@ -507,8 +508,9 @@ begin
       perform pg_sleep(least(v_pause, extract(epoch from v_deadline - clock_timestamp())));
     end if;
     v_seen := case when v_survey.seen is not null
-                     and sequin._await(v_consumer, v_survey.seen, least(v_deadline, v_at + interval '50 milliseconds'))
+                     and sequin._await(v_consumer, v_survey.seen, least(v_deadline, v_at + v_patience))
               then v_survey.seen end;
+    v_patience := least(v_patience * 1.2, '200 milliseconds');
   end loop;
 end $$;
 comment on function sequin.receive(text, int, interval, interval) is
