@@ -109,7 +109,8 @@ comment on function sequin.bridge_commit(int, bigint, text, bigint, int[], bigin
 'For the bridge: ends a batch of the log in the transaction that wrote it. Returns the step to give next time.';
 
 -- The bell of a step is held by this session, from before the step is committed; and once it is, that of the last one,
--- which woke who waited, is let go.
+-- which woke who waited, is let go. Whoever may have taken it before, nothing waits for that: then there is none. Which
+-- are held this session has in settings of its own: two at most, an even one and an odd one.
 create or replace function sequin.bridge_hold_bell(source_id int, step bigint)
 returns void
 language plpgsql
@@ -117,7 +118,9 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform pg_advisory_lock(sequin._bell(source_id, step));
+  if pg_try_advisory_lock(sequin._bell(source_id, step)) then
+    perform set_config('sequin.bell_' || step % 2, step::text, false);
+  end if;
 end $$;
 comment on function sequin.bridge_hold_bell(int, bigint) is
 'For the bridge: who has seen nothing at this step waits for this session, until bridge_ring or its end.';
@@ -129,7 +132,9 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform pg_advisory_unlock(sequin._bell(source_id, step));
+  if current_setting('sequin.bell_' || step % 2, true) = step::text then
+    perform pg_advisory_unlock(sequin._bell(source_id, step));
+  end if;
 end $$;
 comment on function sequin.bridge_ring(int, bigint) is
 'For the bridge, after the commit of the step that follows: who waits for this one''s bell goes on.';

@@ -117,6 +117,33 @@ func TestGroupBy(t *testing.T) {
 	}
 }
 
+// Anybody may take an advisory lock: one who has those of the next bells neither stops capture nor a receive that waits.
+func TestBellIsTaken(t *testing.T) {
+	f := bridged(t)
+	f.Exec(`select sequin.create_stream('s', '{item}'), sequin.create_consumer('c', 's')`)
+	f.Exec(`insert into item values (1, 1, 'a')`)
+	f.take("c", 1)
+	other := f.Connect()
+	if _, err := other.Exec(t.Context(), `select pg_advisory_lock(sequin._bell(1, p.step + n))
+		from (select max(step) as step from sequin.progress) p, generate_series(1, 100) n`); err != nil {
+		t.Fatal(err)
+	}
+	for id := 2; id < 12; id++ {
+		answered := make(chan string, 1)
+		go func() {
+			var key string
+			if err := f.Pool.QueryRow(context.Background(), `select record_pk from sequin.pop('c', 10, '30 s')`).Scan(&key); err != nil {
+				key = err.Error()
+			}
+			answered <- key
+		}()
+		f.Exec(`insert into item values ($1, 1, 'a')`, id)
+		if got := <-answered; got != fmt.Sprint(id) {
+			t.Fatalf("pop gives %s, want %d", got, id)
+		}
+	}
+}
+
 // A long poll waits for the bell that the bridge holds, and is answered as soon as something commits in a table.
 func TestWaitForCommit(t *testing.T) {
 	f := bridged(t)
