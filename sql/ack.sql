@@ -27,37 +27,40 @@ begin
     and (pg_try_advisory_xact_lock(sequin._lane_key(c.name, s.lane)) or s.leased_until > clock_timestamp());
 end $$;
 
--- The messages of a lease that are followed one by one and still the caller's to settle, locked. One whose time is up
--- may be in another's hands already: that is not waited for. only_out: not those that were taken back.
-create or replace function sequin._mine(c sequin.consumer, lease bigint, places int[], only_out boolean)
-returns bigint[]
+-- Where those of these deliveries are that are followed one by one and still the caller's to settle, locked. One whose time
+-- is up may be in another's hands already: that is not waited for. only_out: not those that were taken back. All at once,
+-- and then by their places: a planner that has seen the table empty may read all that is tracked at each look.
+create or replace function sequin._mine(c sequin.consumer, ack_ids bigint[], only_out boolean)
+returns tid[]
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 as $$
 declare
   v_now timestamptz := clock_timestamp();
+  v_leases bigint[] := array(select distinct a.id >> 20 from unnest(ack_ids) a(id) where a.id > 0);
+  -- Without the lane, which a message may have left.
+  v_picks bigint[] := array(select (a.id >> 20 << 14) | (a.id & 16383) from unnest(ack_ids) a(id) where a.id > 0);
 begin
-  if not exists (select from sequin.delivery d where d.consumer_id = c.id and d.lease = _mine.lease) then
+  if not exists (select from sequin.delivery d where d.consumer_id = c.id and d.lease = any (v_leases)) then
     return '{}';
   end if;
   return array(
-      select d.seq from sequin.delivery d
-      where d.consumer_id = c.id and d.lease = _mine.lease and d.pick = any (places) and not d.is_done
+      select d.ctid from sequin.delivery d
+      where d.consumer_id = c.id and d.lease = any (v_leases) and (d.lease << 14) | d.pick = any (v_picks) and not d.is_done
         and (d.is_out or not only_out) and d.not_before > v_now
-      order by d.seq
+      order by d.lane, d.seq
       for update)
     || array(
-      select d.seq from sequin.delivery d
-      where d.consumer_id = c.id and d.lease = _mine.lease and d.pick = any (places) and not d.is_done
+      select d.ctid from sequin.delivery d
+      where d.consumer_id = c.id and d.lease = any (v_leases) and (d.lease << 14) | d.pick = any (v_picks) and not d.is_done
         and (d.is_out or not only_out) and d.not_before <= v_now
-      order by d.seq
+      order by d.lane, d.seq
       for update skip locked);
 end $$;
 
--- Settles some places of a lease, wherever its messages are now: in the lane, or followed one by one. How many were
--- still the caller's to settle.
-create or replace function sequin._ack_some(c sequin.consumer, lease bigint, lane smallint, places int[])
+-- Settles some places of a lease, as far as they are in its lane. How many were still the caller's to settle.
+create or replace function sequin._ack_in_lane(c sequin.consumer, lease bigint, lane smallint, places int[])
 returns bigint
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -66,28 +69,36 @@ as $$
 declare
   s sequin.lane;
   v_done int[];
-  v_seqs bigint[];
-  v_lane smallint;
 begin
   loop
     s := sequin._lane(c.id, lane);
-    v_done := '{}';
-    exit when not sequin._is_its(c, s, lease);
+    if not sequin._is_its(c, s, lease) then
+      return 0;
+    end if;
     v_done := array(select unnest(sequin._unsettled(s)) intersect select unnest(places));
-    exit when v_done = '{}' or sequin._put_lane(sequin._settle(c, s, v_done));
+    if v_done = '{}' or sequin._put_lane(sequin._settle(c, s, v_done)) then
+      return cardinality(v_done);
+    end if;
   end loop;
-  if cardinality(v_done) = cardinality(places) then
-    return cardinality(v_done);
-  end if;
-  v_seqs := sequin._mine(c, lease, places, false);
-  update sequin.delivery d set is_done = true, is_out = false, due_at = 'epoch'
-  where d.consumer_id = c.id and d.seq = any (v_seqs);
-  for v_lane in
-    select distinct d.lane from sequin.delivery d where d.consumer_id = c.id and d.seq = any (v_seqs) order by d.lane
-  loop
-    perform sequin._sweep(c, v_lane, false);
-  end loop;
-  return cardinality(v_done) + cardinality(v_seqs);
+end $$;
+
+-- Settles those of these deliveries that are followed one by one. How many were still the caller's to settle.
+create or replace function sequin._ack_tracked(c sequin.consumer, ack_ids bigint[])
+returns bigint
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_mine tid[] := sequin._mine(c, ack_ids, false);
+  v_lanes smallint[];
+  v_void bigint;
+begin
+  with done as (
+    update sequin.delivery d set is_done = true, is_out = false, due_at = 'epoch' where d.ctid = any (v_mine) returning d.lane
+  )
+  select array_agg(distinct d.lane order by d.lane) into v_lanes from done d;
+  select count(sequin._sweep(c, n.lane, false)) into v_void from unnest(v_lanes) n(lane);
+  return cardinality(v_mine);
 end $$;
 
 create or replace function sequin.ack(consumer text, ack_ids bigint[])
@@ -173,10 +184,13 @@ begin
     end if;
   end if;
 
+  -- What has just been settled is not the caller's any more, and is not found again.
   for v_lease in select * from sequin._leases(ack_ids) loop
-    -- What has just been settled is not the caller's any more, and is not found again.
-    v_count := v_count + sequin._ack_some(v_consumer, v_lease.lease, v_lease.lane, v_lease.places);
+    v_count := v_count + sequin._ack_in_lane(v_consumer, v_lease.lease, v_lease.lane, v_lease.places);
   end loop;
+  if v_count < cardinality(ack_ids) then
+    v_count := v_count + sequin._ack_tracked(v_consumer, ack_ids);
+  end if;
   return v_count;
 end $$;
 comment on function sequin.ack(text, bigint[]) is
@@ -210,9 +224,11 @@ declare
   v_lease record;
   s sequin.lane;
   d sequin.delivery;
+  v_mine tid[];
+  v_tid tid;
   v_places int[];
   v_until timestamptz;
-  v_seqs bigint[];
+  v_dead bigint[] := '{}';           -- have been delivered as often as they may
   v_count bigint := 0;
 begin
   perform sequin._refuse_write('nack');
@@ -234,33 +250,30 @@ begin
         exit;
       end if;
     end loop;
-    v_seqs := sequin._mine(v_consumer, v_lease.lease, v_lease.places, true);
-    -- Row by row, each by its key: of many messages each may be a lease of its own, and a join may be planned as a pass over
-    -- all that is tracked.
-    for d in
-      select t.* from sequin.delivery t where t.consumer_id = v_consumer.id and t.seq = any (v_seqs) order by t.seq
-    loop
-      v_until := clock_timestamp()
-        + case when d.deliver_count >= v_consumer.max_deliver then '0' else coalesce(delay, sequin._backoff(v_consumer, d.deliver_count)) end;
-      update sequin.delivery t
-      set is_out = false, lease = null, pick = null, error = coalesce(nack.error, t.error), not_before = v_until,
-          due_at = case when t.due_at is not null then v_until end
-      where t.consumer_id = v_consumer.id and t.seq = d.seq;
-    end loop;
-    v_count := v_count + cardinality(v_seqs);
-    -- Given up now, unless its lane is in other hands: then by a receive, as soon as it comes to it.
-    for d in
-      select t.* from sequin.delivery t
-      where t.consumer_id = v_consumer.id and t.seq = any (v_seqs) and t.deliver_count >= v_consumer.max_deliver
-      order by t.seq
-    loop
-      if pg_try_advisory_xact_lock(sequin._lane_key(v_consumer.name, d.lane))
-         and sequin._is_next_free(v_consumer, d.lane, d.group_hash, d.seq, true) then
-        perform sequin._give_up(v_consumer, d);
-      end if;
-    end loop;
   end loop;
-  return v_count;
+  v_mine := sequin._mine(v_consumer, ack_ids, true);
+  foreach v_tid in array v_mine loop
+    select t.* into d from sequin.delivery t where t.ctid = v_tid;
+    v_until := clock_timestamp()
+      + case when d.deliver_count >= v_consumer.max_deliver then '0' else coalesce(delay, sequin._backoff(v_consumer, d.deliver_count)) end;
+    update sequin.delivery t
+    set is_out = false, lease = null, pick = null, error = coalesce(nack.error, t.error), not_before = v_until,
+        due_at = case when t.due_at is not null then v_until end
+    where t.ctid = v_tid;
+    if d.deliver_count >= v_consumer.max_deliver then
+      v_dead := v_dead || d.seq;
+    end if;
+  end loop;
+  -- Given up now, unless its lane is in other hands: then by a receive, as soon as it comes to it.
+  for d in
+    select t.* from sequin.delivery t where t.consumer_id = v_consumer.id and t.seq = any (v_dead) order by t.lane, t.seq
+  loop
+    if pg_try_advisory_xact_lock(sequin._lane_key(v_consumer.name, d.lane))
+       and sequin._is_next_free(v_consumer, d.lane, d.group_hash, d.seq, true) then
+      perform sequin._give_up(v_consumer, d);
+    end if;
+  end loop;
+  return v_count + cardinality(v_mine);
 end $$;
 comment on function sequin.nack(text, bigint[], interval, text) is
 'Gives deliveries back: their messages are not done, and come again after a delay. Until then nothing later of their
@@ -293,7 +306,8 @@ declare
   v_until timestamptz;
   v_places int[];
   v_unsettled int[];
-  v_seqs bigint[];
+  v_mine tid[];
+  v_left bigint[] := '{}';           -- not found in their lanes
   v_is_done boolean;
   v_count bigint := 0;
 begin
@@ -305,9 +319,9 @@ begin
   end if;
   v_consumer := sequin._my_consumer(consumer);
   v_until := clock_timestamp() + coalesce(ack_wait, v_consumer.ack_wait);
+  -- Before any of it is taken out of a lane: that is extended with it.
+  v_mine := sequin._mine(v_consumer, ack_ids, true);
   for v_lease in select * from sequin._leases(ack_ids) loop
-    -- Before any of it is taken out of the lane: that is extended with it.
-    v_seqs := sequin._mine(v_consumer, v_lease.lease, v_lease.places, true);
     loop
       s := sequin._lane(v_consumer.id, v_lease.lane);
       v_is_done := false;
@@ -327,15 +341,17 @@ begin
       end if;
     end loop;
     if not v_is_done then
-      -- It may have been taken out of the lane meanwhile.
-      v_seqs := sequin._mine(v_consumer, v_lease.lease, v_lease.places, true);
+      v_left := v_left || array(select sequin._ack_id(v_lease.lease, v_lease.lane, p) from unnest(v_lease.places) p);
     end if;
-    update sequin.delivery t
-    set not_before = v_until, due_at = case when t.due_at is not null then v_until end
-    where t.consumer_id = v_consumer.id and t.seq = any (v_seqs);
-    v_count := v_count + cardinality(v_seqs);
   end loop;
-  return v_count;
+  -- They may have been taken out meanwhile.
+  if v_left <> '{}' then
+    v_mine := array(select unnest(v_mine) union select unnest(sequin._mine(v_consumer, v_left, true)));
+  end if;
+  update sequin.delivery t
+  set not_before = v_until, due_at = case when t.due_at is not null then v_until end
+  where t.ctid = any (v_mine);
+  return v_count + cardinality(v_mine);
 end $$;
 comment on function sequin.extend(text, bigint[], interval) is
 'Gives a worker more time: the leases of these deliveries end ack_wait from now.

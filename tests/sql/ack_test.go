@@ -164,6 +164,40 @@ func TestNack(t *testing.T) {
 	}
 }
 
+// A nack looks at what it gives back, and not again and again at all that is tracked, however little the planner thinks
+// that is.
+func TestNackReadsLittle(t *testing.T) {
+	f := setup(t, "changes")
+	f.consumer("c")
+	f.Exec(`analyze sequin.delivery; analyze sequin.held_group`)
+	const count = 1000
+	f.write(inserts(upto(count)...)...)
+	for round := range 3 {
+		var got []message
+		pgtest.Eventually(t, 30*time.Second, func() error {
+			got = append(got, f.receive(`'c', 1000`)...)
+			return want(len(got), count)
+		})
+		tx, err := f.Pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.callIn(tx, "nack", ids(got), count, "delay => '0'")
+		var read int
+		if err := tx.QueryRow(t.Context(), `select coalesce(sum(seq_tup_read + idx_tup_fetch), 0) from pg_stat_xact_all_tables
+			where schemaname = 'sequin' and relname in ('delivery', 'held_group')`).Scan(&read); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("round %d: %d rows are read", round, read)
+		if most := 100 * count; read > most {
+			t.Errorf("nack of %d messages reads %d rows, and not %d at most", count, read, most)
+		}
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // The delay doubles from one delivery to the next, with jitter, up to max_backoff.
 func TestNackBackoff(t *testing.T) {
 	f := setup(t, "rows")
