@@ -252,7 +252,8 @@ func (c *check) inOrder() {
 }
 
 func (c *check) isSettled(m *message, by *delivery) bool {
-	if c.dead[m.seq] || c.isRows && !m.isNew && !m.wasDelivered() {
+	// What a transaction has passed by as an older version, and then was rolled back, comes after all.
+	if c.dead[m.seq] || c.isRows && !m.isNew && (!m.wasDelivered() || !by.tx.isCommitted) {
 		return true
 	}
 	for _, s := range m.settlements {
