@@ -164,8 +164,8 @@ func TestNack(t *testing.T) {
 	}
 }
 
-// A nack looks at what it gives back, and not again and again at all that is tracked, however little the planner thinks
-// that is.
+// A nack of what has come again looks once at all that is tracked, and not once a message, however little the planner
+// thinks that is.
 func TestNackReadsLittle(t *testing.T) {
 	f := setup(t, "changes")
 	f.consumer("c")
@@ -189,7 +189,7 @@ func TestNackReadsLittle(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Logf("round %d: %d rows are read", round, read)
-		if most := 100 * count; read > most {
+		if most := 10 * count; round > 0 && read > most {
 			t.Errorf("nack of %d messages reads %d rows, and not %d at most", count, read, most)
 		}
 		if err := tx.Commit(t.Context()); err != nil {
