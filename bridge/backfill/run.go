@@ -374,16 +374,7 @@ func (r *run) estimate(ctx context.Context) error {
 // writer writes chunks.
 type writer struct {
 	*run
-	encoder    *changelog.Encoder
-	committing time.Time // since when: the rest of a chunk's time has been rested for
-}
-
-// write writes a chunk, but for rows that live changes bring.
-func (w *writer) write(ctx context.Context, c *chunk) error {
-	if err := w.writeRows(ctx, c); err != nil {
-		return err
-	}
-	return w.yield(ctx, w.committing)
+	encoder *changelog.Encoder
 }
 
 // yield lets live changes come first, if there are any: it rests a few times as long as it has been since a piece of work
@@ -398,21 +389,20 @@ func (r *run) yield(ctx context.Context, began time.Time) error {
 // yielding hands rows to COPY in pieces, and lets live changes come first between them.
 type yielding struct {
 	io.Reader
-	run   *run
-	began time.Time
+	yield func(began time.Time) error
+	began time.Time // the last piece
 }
 
 func (y *yielding) Read(p []byte) (int, error) {
-	if y.began.IsZero() {
-		y.began = time.Now()
-	} else if err := y.run.yield(context.Background(), y.began); err != nil {
+	if err := y.yield(y.began); err != nil {
 		return 0, err
 	}
 	y.began = time.Now()
 	return y.Reader.Read(p[:min(len(p), yieldEvery)])
 }
 
-func (w *writer) writeRows(ctx context.Context, c *chunk) error {
+// write writes a chunk, but for rows that live changes bring.
+func (w *writer) write(ctx context.Context, c *chunk) error {
 	skipped, err := w.changed(ctx, c)
 	if err != nil {
 		return err
@@ -438,11 +428,12 @@ func (w *writer) writeRows(ctx context.Context, c *chunk) error {
 	}
 	defer tx.Rollback(context.WithoutCancel(ctx)) //nolint:errcheck // after the commit it does nothing
 	if seq > began {
-		if _, err := w.target.PgConn().CopyFrom(ctx, &yielding{Reader: rows, run: w.run}, copySQL); err != nil {
+		paced := &yielding{rows, func(began time.Time) error { return w.yield(ctx, began) }, time.Now()}
+		if _, err := w.target.PgConn().CopyFrom(ctx, paced, copySQL); err != nil {
 			return w.ended(fmt.Errorf("write rows: %w", err))
 		}
 	}
-	w.committing = time.Now()
+	committing := time.Now()
 	err = tx.QueryRow(ctx, `select sequin.bridge_backfill_step($1, $2, $3, $4, $5, $6, $7)`,
 		w.ID, w.Step, c.place, c.last, seq, w.RowsDone+int64(len(c.rows)), seq-began).Scan(&w.Step)
 	if err != nil {
@@ -453,7 +444,7 @@ func (w *writer) writeRows(ctx context.Context, c *chunk) error {
 	}
 	w.RowsDone += int64(len(c.rows))
 	w.config.Written([]int32{c.table.Route})
-	return nil
+	return w.yield(ctx, committing)
 }
 
 // ended tells an error that comes of the backfill's end from others: its history may be gone, or another bridge has it.

@@ -29,7 +29,7 @@ type Encoder struct {
 	committedAt int64
 	metadata    []byte // of the open transaction: {"xid": …, "commit_lsn": …, without its end
 	scratch     []byte
-	sorted      []byte // see EndRead
+	spare       []byte // for a chunk to be sorted in
 }
 
 // NewEncoder returns an Encoder that goes on after lastSeq, in a segment of the log.

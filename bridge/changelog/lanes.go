@@ -9,6 +9,15 @@ const laneAt = 2 + (4 + 8) + (4 + 8) + (4 + 4) + (4 + 4) + 4
 // fewBytes are so few rows that a lane would have none twice.
 const fewBytes = 32 << 10
 
+// sort puts a chunk's rows in the order of their lanes, where that is worth it, and leaves its buffer as the spare one.
+func (c *chunk) sort(spare *[]byte) {
+	if len(c.buf) < fewBytes || c.isHuge() {
+		return
+	}
+	sorted := byLane(append((*spare)[:0], c.buf[:chunkHeader]...), c.buf[chunkHeader:])
+	c.buf, *spare = sorted, c.buf
+}
+
 // byLane appends rows of COPY to dst, those of a lane together, each lane's in the order they had. A receive reads one
 // lane: a batch of it is on a few pages then and not on one each, which takes a sixth of the time of receive and ack at
 // batches of 100 and a third at 1,000. It is done by windows as large as a chunk, no more: what reads the log in the

@@ -40,14 +40,10 @@ func (e *Encoder) Read(t *Table, row wal.Tuple) error {
 
 // EndRead returns the chunk's rows as COPY takes them, and the statement for it. They are good until the next BeginRead.
 func (e *Encoder) EndRead() (rows io.Reader, copySQL string) {
-	sorted := e.rows.buf[chunkHeader:]
-	if !e.rows.isHuge() {
-		e.sorted = byLane(e.sorted[:0], sorted)
-		sorted = e.sorted
-	}
+	e.rows.sort(&e.spare)
 	return io.MultiReader(
 		bytes.NewReader([]byte("PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00")),
-		bytes.NewReader(sorted),
+		bytes.NewReader(e.rows.buf[chunkHeader:]),
 		bytes.NewReader([]byte{0xff, 0xff}),
 	), "copy sequin.log_" + strconv.Itoa(int(e.segment)) + " (" + copyColumns + ") from stdin (format binary)"
 }

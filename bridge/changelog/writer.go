@@ -48,7 +48,7 @@ type Writer struct {
 	HorizonWritten func(pglogrepl.LSN)
 
 	buf       []byte
-	sorted    []byte
+	spare     []byte // for a chunk to be sorted in
 	counts    []routeCount
 	beganAt   time.Time // the last batch
 	isBusy    bool      // it had more than a few rows
@@ -125,7 +125,7 @@ batch:
 		for len(chunks) > 0 && chunks[0].segment == segment {
 			c := chunks[0]
 			chunks = chunks[1:]
-			w.sort(&c)
+			c.sort(&w.spare)
 			// Small chunks go out with what is around them.
 			if bytes += len(c.buf); len(w.buf)+len(c.buf) <= 64<<10 {
 				w.buf = append(w.buf, c.message()...)
@@ -192,15 +192,6 @@ batch:
 	w.isBusy = rows >= fewRows
 	w.Written(batch)
 	return chunks, nil
-}
-
-// sort puts a chunk's rows in the order of their lanes, where that is worth it.
-func (w *Writer) sort(c *chunk) {
-	if len(c.buf) < fewBytes || c.isHuge() {
-		return
-	}
-	w.sorted = byLane(append(w.sorted[:0], c.buf[:chunkHeader]...), c.buf[chunkHeader:])
-	c.buf, w.sorted = w.sorted, c.buf
 }
 
 // commitSQL ends a batch whose last chunk is this.

@@ -1,7 +1,6 @@
 package backfill
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -159,8 +158,10 @@ func (a *asker) fold(seq int64, action string, key int, record string, oldKey *i
 	}
 	a.rows[key] = now
 	// The old key is another group: what has become of it since may have come before.
-	if old, ok := a.rows[*cmp.Or(oldKey, &key)]; oldKey != nil && (!ok || old.seq < seq) {
-		a.rows[*oldKey] = rowState{seq: old.seq, version: old.version, at: a.count}
+	if oldKey != nil {
+		if old, ok := a.rows[*oldKey]; !ok || old.seq < seq {
+			a.rows[*oldKey] = rowState{seq: old.seq, version: old.version, at: a.count}
+		}
 	}
 	return nil
 }

@@ -48,7 +48,6 @@ func newBench(ctx context.Context, url string, rounds int, scale float64) (*benc
 		"autovacuum_naptime":     "10s", // as busy as it is on a server with tables of its own
 		"max_connections":        "200",
 		"max_wal_size":           "4GB",
-		"min_wal_size":           "2GB", // a server that has been up for a while has its files of WAL, and makes none
 		"shared_buffers":         "1GB",
 		"track_commit_timestamp": "on", // what latency is measured from
 	}})

@@ -48,7 +48,7 @@ func (l *changeLog) fill(ctx context.Context, table string, messages, groups int
 	return nil
 }
 
-// add adds messages to the log in one transaction, as large as a bridge's chunks: in each, a lane's rows are together.
+// add adds messages to the log in one transaction. As in a bridge's chunks, each of some 800 rows, a lane's are together.
 func (l *changeLog) add(ctx context.Context, conn *pgx.Conn, table string, messages, groups int) error {
 	if _, err := conn.Exec(ctx, `
 		with head as (
