@@ -11,6 +11,10 @@
 -- that with its ack. So it does only what it hands out at once, and what hinders nobody, and leaves the rest to the bridge;
 -- or does that, too, where the bridge seems not to. at is when the call began to look: what it hands out itself has not
 -- run out by then, however long it takes.
+--
+-- A message is looked for by its place, or by its lane and group as well as by its seq. The table is mostly empty, plans that were made then
+-- are kept, and to a planner that expects one row all of its indexes are the same: it takes the newest that has any of the
+-- columns, which is delivery_group, and by consumer and seq alone that is all that the consumer has tracked, every time.
 
 -- The delay before the next delivery after so many: backoff, doubled each time, up to a fifth more, never above
 -- max_backoff.
@@ -78,22 +82,37 @@ end $$;
 -- lease ends. One that was never handed out waits for room only (-infinity); one that is done, for nothing (epoch).
 create or replace function sequin._arm(consumer_id int, lane smallint, groups int[])
 returns void
-language sql
+language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 as $$
-  update sequin.delivery d
-  set due_at = n.due_at
-  from (
-    select d.seq,
-           case when d.is_done then 'epoch'
-                when row_number() over (partition by d.group_hash order by d.is_done, d.seq) > 1 then null
-                when d.deliver_count = 0 then '-infinity'
-                else d.not_before end as due_at
-    from sequin.delivery d
-    where d.consumer_id = $1 and d.lane = $2 and d.group_hash = any ($3)) n
-  where d.consumer_id = $1 and d.seq = n.seq and d.due_at is distinct from n.due_at
-$$;
+declare
+  v_is_whole boolean;
+begin
+  -- What an ack, a nack or an extend changes meanwhile is waited for, and looked at anew.
+  loop
+    with armed as materialized (
+      select n.*
+      from (
+        select d.ctid as place, d.is_done, d.not_before, d.due_at as was_due_at,
+               case when d.is_done then 'epoch'
+                    when row_number() over (partition by d.group_hash order by d.is_done, d.seq) > 1 then null
+                    when d.deliver_count = 0 then '-infinity'
+                    else d.not_before end as due_at
+        from sequin.delivery d
+        where d.consumer_id = $1 and d.lane = $2 and d.group_hash = any ($3)) n
+      where n.was_due_at is distinct from n.due_at
+    ), changed as (
+      update sequin.delivery d
+      set due_at = a.due_at
+      from armed a
+      where d.ctid = a.place and d.is_done = a.is_done and d.not_before = a.not_before
+      returning 1
+    )
+    select (select count(*) from changed) = (select count(*) from armed) into v_is_whole;
+    exit when v_is_whole;
+  end loop;
+end $$;
 
 -- Takes unsettled messages out of a lane's lease, to be followed one by one from here on. until is when they may be
 -- handed out again, or, where they stay out (an extended or overtaken lease), the end of it. A message that has been
@@ -369,7 +388,9 @@ begin
   elsif v_is_out and not may_leave then
     return false;
   end if;
-  perform from sequin.delivery d where d.consumer_id = c.id and d.seq = v_next for update skip locked;
+  perform from sequin.delivery d
+  where d.consumer_id = c.id and d.lane = _is_next_free.lane and d.group_hash = _is_next_free.group_hash and d.seq = v_next
+  for update skip locked;
   return found;
 end $$;
 
@@ -455,7 +476,8 @@ set enable_seqscan = off
 as $$
 begin
   perform sequin._bury(d, d.error);
-  delete from sequin.delivery t where t.consumer_id = c.id and t.seq = d.seq;
+  delete from sequin.delivery t
+  where t.consumer_id = c.id and t.lane = d.lane and t.group_hash = d.group_hash and t.seq = d.seq;
   perform sequin._advance_groups(c, d.lane, array[d.group_hash], 1);
 end $$;
 
@@ -527,7 +549,8 @@ begin
       end if;
       -- Its worker may be acknowledging it after all.
       select * into d from sequin.delivery t
-      where t.consumer_id = c.id and t.seq = d.seq and t.due_at <= at and not t.is_done
+      where t.consumer_id = c.id and t.lane = d.lane and t.group_hash = d.group_hash and t.seq = d.seq
+        and t.due_at <= at and not t.is_done
       for update skip locked;
       continue when not found or not sequin._is_ready(c, d, may_leave, at);
       s := sequin._lane(c.id, d.lane);
@@ -544,7 +567,7 @@ begin
         v_until := d.not_before + sequin._backoff(c, d.deliver_count);
         update sequin.delivery t
         set is_out = false, error = 'not acknowledged within its ack_wait', not_before = v_until, due_at = v_until
-        where t.consumer_id = c.id and t.seq = d.seq;
+        where t.consumer_id = c.id and t.lane = d.lane and t.group_hash = d.group_hash and t.seq = d.seq;
         continue when v_until > at;
       end if;
       continue when max_rows = 0;
@@ -586,7 +609,8 @@ begin
           v_seqs := v_seqs[1:greatest(v_room, 0)];
           continue when v_seqs = '{}';
           select count(*) into v_fresh from sequin.delivery g
-          where g.consumer_id = c.id and g.seq = any (v_seqs) and g.deliver_count = 0;
+          where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash
+            and g.seq = any (v_seqs) and g.deliver_count = 0;
         end if;
         perform sequin._count_lane(c, d.lane, 0, -v_fresh, 0, 0, v_permits);
       end if;
@@ -597,14 +621,14 @@ begin
           leased_at = clock_timestamp(), not_before = clock_timestamp() + ack_wait,
           due_at = case when p.place = 1 then clock_timestamp() + ack_wait end
       from unnest(v_seqs) with ordinality p(seq, place)
-      where t.consumer_id = c.id and t.seq = p.seq;
+      where t.consumer_id = c.id and t.lane = d.lane and t.group_hash = d.group_hash and t.seq = p.seq;
       get diagnostics v_count = row_count;
       v_left := v_left - v_count;
       return query
         select sequin._ack_id(v_turn, t.lane, t.pick), t.seq, sequin._action(t.action), t.table_schema, t.table_name,
                t.record_pk, t.record, case when not c.is_rows then t.changes end, t.committed_at, t.deliver_count, t.metadata
         from sequin.delivery t
-        where t.consumer_id = c.id and t.lease = v_turn
+        where t.consumer_id = c.id and t.lane = d.lane and t.group_hash = d.group_hash and t.lease = v_turn
         order by t.seq;
     end loop;
     exit when not v_has_freed or v_left <= 0;
