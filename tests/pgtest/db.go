@@ -140,7 +140,7 @@ func (db *DB) drop() {
 		return
 	default:
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, db.Cluster.URL("postgres"))
 	if err != nil {
