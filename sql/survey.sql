@@ -14,6 +14,21 @@ begin
   end if;
 end $$;
 
+-- Writes a consumer's floor down, after the one of this step.
+create or replace function sequin._raise_floor(c sequin.consumer, after bigint, seq bigint, busy smallint[], is_deep boolean)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  -- One writer: a row that is not committed yet would have to be waited for.
+  if pg_try_advisory_xact_lock(hashtextextended(c.name, 7190236)) then
+    insert into sequin.floor (consumer_id, step, seq, busy, is_deep)
+    values (c.id, after + 1, _raise_floor.seq, _raise_floor.busy, _raise_floor.is_deep)
+    on conflict do nothing;
+  end if;
+end $$;
+
 -- Looks at the lanes that may have something, and at nothing else: those that were busy when last looked, and those
 -- with messages since. Chooses the next max_rows messages in seq order, lane by lane. What it learns it writes down
 -- in sequin.floor, when that saves the next one work. Up to 256 messages behind the order over all lanes is seq
@@ -81,6 +96,10 @@ begin
   if v_fresh > v_depth then
     v_lanes := array(select generate_series(0, c.lane_count - 1)::smallint);
   elsif v_lanes = '{}' then
+    -- Nothing, in a log that goes on for others: what it is past may be dropped.
+    if may_write and sequin._segment_end(v_floor.seq) < sequin._segment_end(v_head) then
+      perform sequin._raise_floor(c, v_floor.step, v_head, '{}', false);
+    end if;
     v_survey.seen := v_head;
     return v_survey;
   end if;
@@ -219,12 +238,8 @@ begin
      and (v_fresh >= 8 or v_is_deep <> v_floor.is_deep or v_survey.lanes is null and (v_fresh > 0 or v_busy <> v_floor.busy)
           or sequin._segment_end(v_floor.seq) < sequin._segment_end(v_head))
      -- Not by one that goes on waiting: what it has written is nobody's until it returns.
-     and (may_write or v_survey.lanes is not null)
-     -- One writer: a row that is not committed yet would have to be waited for.
-     and pg_try_advisory_xact_lock(hashtextextended(c.name, 7190236)) then
-    insert into sequin.floor (consumer_id, step, seq, busy, is_deep)
-    values (c.id, v_floor.step + 1, v_head, v_busy, v_is_deep)
-    on conflict do nothing;
+     and (may_write or v_survey.lanes is not null) then
+    perform sequin._raise_floor(c, v_floor.step, v_head, v_busy, v_is_deep);
   end if;
   return v_survey;
 end $$;

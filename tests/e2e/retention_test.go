@@ -18,6 +18,12 @@ func TestRetention(t *testing.T) {
 		select sequin.create_consumer('quick', 't');
 		select sequin.create_consumer('slow', 't');
 		select sequin.create_consumer('chosen', 't', group_by => '{note}');
+		create table still (id int primary key, note text);
+		select sequin.create_stream('still', '{still}');
+		select sequin.create_consumer('still', 'still');
+		select sequin.create_consumer('still_chosen', 'still', filter => 'true');
+		select sequin.create_consumer('still_whole', 'still', group_by => '{}');
+		select sequin.create_pipeline('still', 'still', 'still_events');
 		select sequin.set_retention('0 seconds')`)
 	pgtest.StartBridge(t, db.URL)
 	segments := func() int { return pgtest.Value[int](db, `select count(*) from sequin.log_segment`) }
@@ -25,6 +31,16 @@ func TestRetention(t *testing.T) {
 	insert := func() {
 		last++
 		db.Exec(`insert into t values ($1, 'n')`, last)
+	}
+	// Where nothing happens any more, the log is not kept for it.
+	db.Exec(`insert into still values (1)`)
+	for _, consumer := range []string{"still", "still_chosen", "still_whole"} {
+		pgtest.Eventually(t, 10*time.Second, func() error {
+			if len(pgtest.Column[int64](db, `select seq from sequin.pop($1)`, consumer)) == 0 {
+				return fmt.Errorf("%s has nothing", consumer)
+			}
+			return nil
+		})
 	}
 	seen := map[string]int{}
 	pop := func(consumer string) {
