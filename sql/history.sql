@@ -58,6 +58,42 @@ as $$
   select b.name::text, format_type(b.oid, -1) from base b join pg_type y on y.oid = b.oid and y.typtype <> 'd'
 $$;
 
+-- The row to begin with, as the bridge reads it: what a date or a time is written as depends on who writes it. Where the
+-- types are not known here, or the text is not of one value in all tables, it is left as it is.
+create or replace function sequin._from_row(consumer text, stream sequin.stream, from_row text)
+returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_table sequin.source_table;
+  v_sort record;
+  v_text text;
+  v_texts text[] := '{}';
+begin
+  for v_table in
+    select t.*
+    from sequin.stream_table st
+    join sequin.source_table t on t.id = st.table_id
+    join sequin.source s on s.id = t.source_id and s.conninfo is null
+    where st.stream_id = stream.id and from_row is not null
+    order by st.position
+  loop
+    select * into v_sort from sequin._sort_type(stream, v_table);
+    continue when not found;
+    begin
+      execute format('select sequin._plain_text(cast(%L as %s))', from_row, v_sort.type_name) into v_text;
+    exception when data_exception then
+      raise invalid_parameter_value using
+        message = format('consumer "%s": %L is no value of %s, column "%s" of %I.%I', consumer, from_row, v_sort.type_name,
+          v_sort.column_name, v_table.schema_name, v_table.table_name),
+        hint = format('The row to begin with is given by its value of "%s".', v_sort.column_name);
+    end;
+    v_texts := v_texts || v_text;
+  end loop;
+  return case when cardinality(v_texts) > 0 and v_texts[1] = all (v_texts) then v_texts[1] else from_row end;
+end $$;
+
 -- Asks for a backfill: of all rows of the consumer's tables, or those from a row on. Its id. The bridge does the rest.
 create or replace function sequin._backfill(
   consumer_id int, from_row text, filter text default null, is_start boolean default false
@@ -71,8 +107,6 @@ declare
   v_stream sequin.stream;
   v_tables int[];
   v_table sequin.source_table;
-  v_sort record;
-  v_void text;
   v_id bigint;
 begin
   select * into c from sequin.consumer t where t.id = _backfill.consumer_id;
@@ -90,18 +124,8 @@ begin
         hint = format('alter table %I.%I add primary key (…); what is committed from now on needs none: start_at => ''now''.',
           v_table.schema_name, v_table.table_name);
     end if;
-    continue when from_row is null or v_table.column_names is not null; -- types of another database are not known here
-    select * into v_sort from sequin._sort_type(v_stream, v_table);
-    continue when not found;
-    begin
-      execute format('select cast(%L as %s)', from_row, v_sort.type_name) into v_void;
-    exception when data_exception then
-      raise invalid_parameter_value using
-        message = format('consumer "%s": %L is no value of %s, column "%s" of %I.%I', c.name, from_row, v_sort.type_name,
-          v_sort.column_name, v_table.schema_name, v_table.table_name),
-        hint = format('The row to begin with is given by its value of "%s".', v_sort.column_name);
-    end;
   end loop;
+  from_row := sequin._from_row(c.name, v_stream, from_row);
 
   insert into sequin.side_route (id, consumer_id, table_id)
   select nextval('sequin.side_route_id'), c.id, t.id from unnest(v_tables) t(id)

@@ -46,10 +46,10 @@ as $$
   cross join lateral (values
     (1, r.oid is null,
      format('the table is not in publication %s any more: its changes are not captured', source.publication_name),
-     format('%s add table %I.%I;', a.alter, n.nspname, c.relname)),
+     format('%s add table only %I.%I;', a.alter, n.nspname, c.relname)),
     (2, to_jsonb(r) ->> 'prqual' is not null or to_jsonb(r) ->> 'prattrs' is not null,
      format('publication %s has a row filter or a column list for the table: the rest is not captured', source.publication_name),
-     format('%s drop table %I.%I; %1$s add table %2$I.%3$I;', a.alter, n.nspname, c.relname)),
+     format('%s drop table only %I.%I; %1$s add table only %2$I.%3$I;', a.alter, n.nspname, c.relname)),
     (3, not (p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate),
      format('publication %s publishes some kinds of changes only: the others are not captured', source.publication_name),
      format('%s set (publish = %L);', a.alter, 'insert, update, delete, truncate')),
@@ -97,7 +97,7 @@ begin
     join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = t.relation_oid
     where t.source_id = _unpublish.source_id and not sequin._is_captured(t.id)
   loop
-    execute format('alter publication %I drop table %s', v_table.pubname, sequin._table_name(v_table.relation_oid));
+    execute format('alter publication %I drop table only %s', v_table.pubname, sequin._table_name(v_table.relation_oid));
   end loop;
 end $$;
 
@@ -194,7 +194,7 @@ begin
          where r.prpubid = v_source.publication_oid and r.prrelid = v_table.relation_oid) then
       begin
         perform sequin._check_table(v_table.relation_oid);
-        execute format('alter publication %I add table %s', v_source.publication_name, sequin._table_name(v_table.relation_oid));
+        execute format('alter publication %I add table only %s', v_source.publication_name, sequin._table_name(v_table.relation_oid));
         v_count := v_count + 1;
       exception when others then
         raise warning 'table % is not published: %', sequin._table_name(v_table.relation_oid), sqlerrm;

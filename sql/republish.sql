@@ -161,7 +161,7 @@ begin
        join %2$s t on %3$s
        cross join lateral (select %4$s) r) r
      cross join lateral (select sequin._group_of($3, sequin._key_hash($4.id, r.record_pk), r.record) as group_hash) g',
-    sequin._record_pk_sql(source_table.key_columns), sequin._table_name(source_table.relation_oid),
+    sequin._record_pk_sql(source_table.key_columns), sequin._rows_sql(source_table.relation_oid),
     (select string_agg(format('t.%1$I operator(%2$I.=) (k.v ->> %1$L)::%3$s', n.name, t.operators, t.type), ' and ')
      from unnest(source_table.key_columns) n(name)
      cross join lateral sequin._column_type(source_table.relation_oid, n.name) t),

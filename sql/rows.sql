@@ -16,6 +16,33 @@ as $$
   ) end
 $$;
 
+-- A value as text that the bridge reads as the same value, whatever its writer has set.
+create or replace function sequin._plain_text(value anyelement)
+returns text
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set datestyle = 'ISO'
+set intervalstyle = 'postgres'
+set extra_float_digits = 3
+set bytea_output = 'hex'
+set lc_monetary = 'C'
+as $$
+begin
+  return value::text;
+end $$;
+
+-- What a table's rows are selected from: those that inherit from it are tables of their own, but for partitions.
+create or replace function sequin._rows_sql(relation oid)
+returns text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case when c.relkind = 'p' then '' else 'only ' end || sequin._table_name(c.oid) from pg_class c where c.oid = relation
+$$;
+
 -- json that jsonb cannot hold is in the log as its text.
 create or replace function sequin._as_jsonb(value json)
 returns jsonb

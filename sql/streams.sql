@@ -180,10 +180,10 @@ begin
     -- Somebody else has put it there, and a bridge that runs passes over it. It looks again when it is told anew what the
     -- table is, and so it is taken out and put in.
     execute format('lock table %s in share mode', sequin._table_name(relation));
-    execute format('alter publication %I drop table %s', source.publication_name, sequin._table_name(relation));
+    execute format('alter publication %I drop table only %s', source.publication_name, sequin._table_name(relation));
   end if;
   execute format('lock table %s in share mode', sequin._table_name(relation));
-  execute format('alter publication %I add table %s', source.publication_name, sequin._table_name(relation));
+  execute format('alter publication %I add table only %s', source.publication_name, sequin._table_name(relation));
 end $$;
 
 -- 22023 unless it is a mode.
@@ -282,7 +282,9 @@ begin
       with recursive down(oid) as (
         select r.oid from unnest(relations) r(oid)
         union all
-        select i.inhrelid from down join pg_inherits i on i.inhparent = down.oid
+        select i.inhrelid from down
+        join pg_inherits i on i.inhparent = down.oid
+        join pg_class p on p.oid = i.inhparent and p.relkind = 'p'
       )
       select c.oid from down d join pg_class c on c.oid = d.oid where c.relreplident <> 'f' order by c.oid
     loop
@@ -291,6 +293,16 @@ begin
         hint = format('alter table %s replica identity full;', sequin._table_name(v_relation));
     end loop;
   end if;
+  for v_relation in
+    select i.inhrelid from pg_inherits i join pg_class p on p.oid = i.inhparent and p.relkind <> 'p'
+    where i.inhparent = any (relations) and i.inhrelid <> all (relations)
+    order by i.inhrelid
+  loop
+    raise warning using
+      message = format('stream "%s" is without the rows of %s: it inherits from one of its tables, and is a table of its own', name,
+        sequin._table_name(v_relation)),
+      hint = 'Name it too, or make a stream of it.';
+  end loop;
   if v_source.slot_name is null
      or not exists (select from pg_replication_slots s where s.slot_name = v_source.slot_name) then
     raise warning using

@@ -230,7 +230,7 @@ begin
      order by %5$s',
     (select string_agg(sequin._text_sql(k.name), ', ' order by k.position) from unnest(v_columns) with ordinality k(name, position)),
     sequin._record_pk_sql(sequin._key_columns(relation)),
-    sequin._table_name(relation), case when v_where <> '' then 'where ' || v_where else '' end,
+    sequin._rows_sql(relation), case when v_where <> '' then 'where ' || v_where else '' end,
     (select string_agg(format('t.%I', v_columns[n]), ', ' order by n) from generate_series(v_first, v_last) n),
     sequin._record_sql(relation));
 end $$;

@@ -18,6 +18,7 @@ import (
 type table struct {
 	*changelog.Table
 	schema, name string
+	isRoot       bool     // it is partitioned
 	columns      []column // those that the publication sends
 	order        []column // what its rows are read in the order of: the sort column, and the key
 }
@@ -82,10 +83,9 @@ func (r *run) describe(ctx context.Context, source *pgx.Conn, place int32) (*tab
 	t := &table{}
 	rel := &wal.Relation{OID: oid}
 	var identity string
-	var isRoot bool
 	err := source.QueryRow(ctx, `select n.nspname::text, c.relname::text, c.relreplident::text, c.relkind = 'p'
 		from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.oid = $1`, oid).
-		Scan(&rel.Schema, &rel.Name, &identity, &isRoot)
+		Scan(&rel.Schema, &rel.Name, &identity, &t.isRoot)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, problem("the table was dropped")
 	}
@@ -144,7 +144,7 @@ func (r *run) describe(ctx context.Context, source *pgx.Conn, place int32) (*tab
 			t.order = append(t.order, c)
 		}
 	}
-	live, err := changelog.NewTable(ctx, source, r.types, rel, r.Routes[place-1], names, isRoot)
+	live, err := changelog.NewTable(ctx, source, r.types, rel, r.Routes[place-1], names, t.isRoot)
 	if err != nil {
 		return nil, err
 	}
@@ -214,6 +214,10 @@ func (t *table) query(p part, fromRow *string, condition, doubt string, limit in
 	if len(where) == 0 {
 		where = append(where, "true")
 	}
-	return "select " + strings.Join(list, ", ") + " from " + quote.Identifier(t.schema) + "." + quote.Identifier(t.name) + " as new" +
+	from := " from only " // those that inherit from it are tables of their own
+	if t.isRoot {
+		from = " from "
+	}
+	return "select " + strings.Join(list, ", ") + from + quote.Identifier(t.schema) + "." + quote.Identifier(t.name) + " as new" +
 		" where " + strings.Join(where, " and ") + " order by " + strings.Join(by, ", ") + " limit " + strconv.Itoa(limit), args
 }

@@ -22,6 +22,7 @@ func Pin(params map[string]string) {
 		"jit":                                 "off", // a plan made without enable_seqscan looks dear, and is compiled at each call
 		"lock_timeout":                        "0",
 		"search_path":                         "pg_catalog",
+		"standard_conforming_strings":         "on", // what a filter was compiled to is text that was printed so
 		"statement_timeout":                   "0",
 		"synchronous_commit":                  "on",
 	} {

@@ -224,11 +224,11 @@ func (t *Tables) publish(ctx context.Context, conn *pgx.Conn, oid int64, title s
 			return err
 		}
 		if relOID != 0 {
-			if _, err := tx.Exec(ctx, "alter publication "+quote.Identifier(t.Publication)+" drop table "+title); err != nil {
+			if _, err := tx.Exec(ctx, "alter publication "+quote.Identifier(t.Publication)+" drop table only "+title); err != nil {
 				return err
 			}
 		}
-		if _, err := tx.Exec(ctx, "alter publication "+quote.Identifier(t.Publication)+" add table "+title); err != nil {
+		if _, err := tx.Exec(ctx, "alter publication "+quote.Identifier(t.Publication)+" add table only "+title); err != nil {
 			return err
 		}
 		return tx.QueryRow(ctx, place, t.Publication, oid).Scan(&relOID)
@@ -257,7 +257,7 @@ func (t *Tables) tidy(ctx context.Context, tables []table) error {
 		return fmt.Errorf("look at publication %s: %w", t.Publication, err)
 	}
 	for _, title := range surplus {
-		if _, err := conn.Exec(ctx, "alter publication "+quote.Identifier(t.Publication)+" drop table "+title); err != nil {
+		if _, err := conn.Exec(ctx, "alter publication "+quote.Identifier(t.Publication)+" drop table only "+title); err != nil {
 			return fmt.Errorf("take table %s out of publication %s: %w", title, t.Publication, err)
 		}
 		t.Log.Info("table not captured any more", "table", title)
@@ -314,7 +314,7 @@ func (t *Tables) watch(ctx context.Context, tables []table) error {
 		case p.RelOID == nil:
 			if _, err = t.Home.Exec(ctx, `select sequin.bridge_unpublished_at($1, $2)`, w.ID, p.LSN); err == nil {
 				err = t.refuse(ctx, w, fmt.Sprintf("table %s is not in publication %s on the source any more: its changes are not captured", p.Title, t.Publication),
-					fmt.Sprintf("On the source: alter publication %s add table %s;", quote.Identifier(t.Publication), p.Title))
+					fmt.Sprintf("On the source: alter publication %s add table only %s;", quote.Identifier(t.Publication), p.Title))
 			}
 		default:
 			if w.RelOID == nil || *w.RelOID != *p.RelOID || w.Error != nil {

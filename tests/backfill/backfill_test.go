@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"sequin/tests/pgtest"
 )
@@ -304,6 +305,75 @@ func TestRow(t *testing.T) {
 	}
 	if err := db.Error(same, "2020-05-01 00:00+00"); err.Code != "42710" {
 		t.Error(err)
+	}
+	// A time is what its writer means by it, whatever the bridge has set.
+	conn := db.Connect()
+	if _, err := conn.Exec(t.Context(), `set timezone = 'America/New_York'; set datestyle = 'SQL, DMY'; set standard_conforming_strings = off;
+		select sequin.create_consumer('d', 's', group_by => '{}', start_at => 'row', start_row => '31/03/2020 20:00')`); err != nil {
+		t.Fatal(err)
+	}
+	if k := keys(drain(t, db, "d", 5)); !slices.Equal(k, []string{"92", "94", "96", "98", "100"}) {
+		t.Errorf("got %v", k)
+	}
+	if _, err := conn.Exec(t.Context(), `select sequin.rewind('d', to_row => '05/04/2020 19:59:59')`); err != nil {
+		t.Fatal(err)
+	}
+	if k := keys(drain(t, db, "d", 3)); !slices.Equal(k, []string{"96", "98", "100"}) {
+		t.Errorf("got %v", k)
+	}
+}
+
+// A table that inherits from another is one of its own: its rows are in no stream of the other's, and its owner's updates
+// need no replica identity for it.
+func TestInherited(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table base (id int primary key, n int); create table heir () inherits (base); create table own (primary key (id)) inherits (base);
+		insert into base values (1, 0), (2, 0); insert into heir values (11, 0); insert into own values (21, 0)`)
+	config, err := pgx.ParseConfig(db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var warned []string
+	config.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) { warned = append(warned, n.Message) }
+	conn, err := pgx.ConnectConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if _, err := conn.Exec(t.Context(), `select sequin.create_stream('own', '{own}'), sequin.create_stream('base', '{base}')`); err != nil {
+		t.Fatal(err)
+	}
+	if all := strings.Join(warned, "; "); !strings.Contains(all, "without the rows of public.heir") || !strings.Contains(all, "without the rows of public.own") {
+		t.Errorf("warned of %s", all)
+	}
+	db.Exec(`select sequin.create_consumer('base', 'base', start_at => 'beginning', group_by => '{}'),
+		sequin.create_consumer('own', 'own', start_at => 'beginning', group_by => '{}')`)
+	pgtest.StartBridge(t, db.URL)
+	if k := keys(drain(t, db, "base", 2)); !slices.Equal(k, []string{"1", "2"}) {
+		t.Errorf("base begins with %v", k)
+	}
+	if k := keys(drain(t, db, "own", 1)); !slices.Equal(k, []string{"21"}) {
+		t.Errorf("own begins with %v", k)
+	}
+	if n := pgtest.Value[int](db, `select count(*) from sequin.sync('base')`); n != 2 {
+		t.Errorf("sync begins with %d rows", n)
+	}
+	db.Exec(`update base set n = 1; delete from heir; insert into base values (3, 1)`)
+	if k := keys(drain(t, db, "base", 3)); !slices.Equal(k, []string{"1", "2", "3"}) {
+		t.Errorf("base goes on with %v", k)
+	}
+	if k := keys(drain(t, db, "own", 1)); !slices.Equal(k, []string{"21"}) {
+		t.Errorf("own goes on with %v", k)
+	}
+	if n := pgtest.Value[int](db, `select sequin.republish('base', 'select * from base')`); n != 3 {
+		t.Errorf("%d messages are republished", n)
+	}
+	// What is no longer streamed takes nothing of its heirs' with it.
+	db.Exec(`select sequin.drop_consumer('base'), sequin.drop_stream('base')`)
+	db.Exec(`insert into own values (22, 1)`)
+	if k := keys(drain(t, db, "own", 1)); !slices.Equal(k, []string{"22"}) {
+		t.Errorf("own ends with %v", k)
 	}
 }
 
