@@ -80,6 +80,10 @@ begin
     return false;
   end if;
   if v_is_started then
+    -- Whoever works in long transactions is waited for the longer the longer they have kept it: what is locked meanwhile, others
+    -- do not get.
+    perform set_config('lock_timeout', ceil(least(greatest(
+      extract(epoch from clock_timestamp() - b.created_at) * 50, 100), 1600))::text, true);
     for v_lane in 0..63 loop
       v_void := pg_advisory_xact_lock(sequin._lane_key(c.name, v_lane::smallint));
     end loop;

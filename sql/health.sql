@@ -101,11 +101,16 @@ begin
 
   return query
     select format('backfill %s', b.id), 'error', format('consumer %s did not get all rows: %s', c.name, b.error),
-           format('When that is mended: select sequin.backfill(%L); delivers them anew.', c.name)
+           format('When that is mended: select sequin.backfill(%L); delivers them anew. select sequin.cancel_backfill(%s); if nobody wants them.',
+             c.name, b.id)
     from sequin.backfill b
     join sequin.consumer c on c.id = b.consumer_id
     where b.state = 'failed'
-      and not exists (select from sequin.backfill n where n.consumer_id = b.consumer_id and n.id > b.id)
+      -- Until one has delivered them after all.
+      and not exists (
+        select from sequin.backfill n
+        where n.consumer_id = b.consumer_id and n.id > b.id and n.state = 'done'
+          and coalesce(n.filter = b.filter, n.filter is null) and coalesce(n.from_row = b.from_row, n.from_row is null))
     order by b.id;
 
   return query

@@ -264,10 +264,13 @@ begin
       message = format('backfill %s does not exist', coalesce(id::text, 'null')),
       hint = 'select * from sequin.backfills;';
   end if;
-  return sequin._end_backfill(id, 'cancelled', null);
+  -- One that has failed is over; that somebody knows is all that is left to say.
+  update sequin.backfill b set state = 'cancelled' where b.id = cancel_backfill.id and b.state = 'failed';
+  return found or sequin._end_backfill(id, 'cancelled', null);
 end $$;
 comment on function sequin.cancel_backfill(bigint) is
-'Ends a backfill: what it has written is delivered, and nothing more of it; its consumer goes on with what is live.
+'Ends a backfill: what it has written is delivered, and nothing more of it; its consumer goes on with what is live. One that
+has failed is no error in health() any more.
 
 id  as sequin.backfill returned it, or sequin.backfills shows it
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -495,6 +496,66 @@ func TestFailed(t *testing.T) {
 	if k := keys(drain(t, db, "c", 1)); !slices.Equal(k, []string{"1000"}) {
 		t.Error(k)
 	}
+	if !pgtest.Value[bool](db, `select sequin.cancel_backfill(1)`) || pgtest.Value[bool](db, `select exists (select from sequin.health() where name = 'backfill 1')`) {
+		t.Error("a failed backfill that was cancelled is an error still")
+	}
+}
+
+// A failed backfill is an error until one has delivered what it did not: a narrower one has not.
+func TestFailedUntilDone(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key); insert into item select n from generate_series(1, 10) n;
+		select sequin.create_stream('s', '{item}'); select sequin.create_consumer('c', 's')`)
+	pgtest.StartBridge(t, db.URL)
+	for _, step := range []struct {
+		call, state string
+		isError     bool
+	}{
+		{`select sequin.backfill('c', filter => '1 / (new.id - 5) > -100')`, "failed", true},
+		{`select sequin.backfill('c', filter => 'new.id = 1')`, "done", true},
+		{`select sequin.backfill('c', from_row => '9')`, "done", true},
+		{`select sequin.backfill('c')`, "done", false},
+	} {
+		id := pgtest.Value[int64](db, step.call)
+		awaitState(t, db, id, step.state)
+		if got := pgtest.Value[bool](db, `select exists (select from sequin.health() where name = 'backfill 1')`); got != step.isError {
+			t.Errorf("%s: an error: %t", step.call, got)
+		}
+	}
+}
+
+// A backfill begins though there is always some worker in the middle of a transaction.
+func TestBeginsBesideWorkers(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key); insert into item select n from generate_series(1, 10) n;
+		select sequin.create_stream('s', '{item}'); select sequin.create_consumer('c', 's')`)
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`insert into item select n from generate_series(11, 2000) n`)
+	awaitState(t, db, pgtest.Value[int64](db, `select sequin.backfill('c', filter => 'false')`), "done") // it has begun
+	var workers sync.WaitGroup
+	done := make(chan struct{})
+	for range 3 {
+		conn := db.Connect()
+		workers.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if _, err := conn.Exec(context.Background(), `begin; select count(*) from sequin.pop('c'); select pg_sleep(0.4); commit`); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	id := pgtest.Value[int64](db, `select sequin.backfill('c', filter => 'false')`)
+	awaitState(t, db, id, "done")
+	close(done)
+	workers.Wait()
 }
 
 // A table that is altered while it is read: rows are as the table is when they are read, and none is missing, though all
