@@ -55,6 +55,7 @@ declare
   v_function regprocedure;
   v_view regclass;
 begin
+  perform sequin._require_owner('grant what configures');
   if exists (select from sequin._configurers() c where c.role = v_role) then
     return 'unchanged';
   end if;
@@ -63,15 +64,18 @@ begin
     execute format('grant execute on function %s to %I', v_function, role);
   end loop;
   for v_view in select * from sequin._views() loop
+    -- What is in tables that it may not read is not for it to see here.
+    continue when exists (select from pg_attribute a where a.attrelid = v_view and a.attname = 'record');
     execute format('grant select on %s to %I', v_view, role);
   end loop;
   return 'granted';
 end $$;
 comment on function sequin.grant_configure(name) is
-'Lets a role make, alter and drop streams, consumers and pipelines, and read the views. Only of tables it may select from;
-consuming still takes grant_consume.
+'Lets a role make, alter and drop streams, consumers and pipelines, and read the views, but for those that show rows
+(messages and dead_letters: grant select on them by hand). Streams, consumers and pipelines only of tables it may select from; of
+those it may also let others consume, with grant_consume, which consuming still takes.
 
-Returns granted or unchanged. Errors: 42704 unknown role.';
+Returns granted or unchanged. Errors: 42704 unknown role, 42501 not the owner of the schema.';
 
 create or replace function sequin.revoke_configure(role name)
 returns text
@@ -85,6 +89,7 @@ declare
   v_view regclass;
   v_name text;
 begin
+  perform sequin._require_owner('take back what configures');
   if not exists (select from sequin._configurers() c where c.role = v_role) then
     return 'unchanged';
   end if;
@@ -105,7 +110,8 @@ begin
   return 'revoked';
 end $$;
 comment on function sequin.revoke_configure(name) is
-'Takes back what grant_configure gave. Returns revoked or unchanged. Errors: 42704 unknown role.';
+'Takes back what grant_configure gave. Returns revoked or unchanged. Errors: 42704 unknown role, 42501 not the owner of the
+schema.';
 
 -- Functions are PUBLIC's until somebody says otherwise.
 revoke all on all functions in schema sequin from public;

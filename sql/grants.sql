@@ -44,6 +44,18 @@ declare
   v_role oid := sequin._role(role);
   v_function text;
 begin
+  -- Who may not read the tables lets nobody else.
+  if not sequin._is_owner(sequin._caller()) then
+    perform sequin._require_select(t.relation_oid)
+    from sequin.stream_table st
+    join sequin.source_table t on t.id = st.table_id
+    join sequin.source s on s.id = t.source_id and s.conninfo is null
+    where st.stream_id = v_consumer.stream_id and exists (select from pg_class k where k.oid = t.relation_oid);
+    perform sequin._require_owner('grant a consumer of another source''s tables')
+    from sequin.stream m
+    join sequin.source s on s.id = m.source_id and s.conninfo is not null
+    where m.id = v_consumer.stream_id;
+  end if;
   insert into sequin.consumer_grant (consumer_id, role) values (v_consumer.id, v_role) on conflict do nothing;
   if not found then
     return 'unchanged';
@@ -57,7 +69,7 @@ end $$;
 comment on function sequin.grant_consume(text, name) is
 'Lets a role (and its members) receive, ack, nack, extend and pop on one consumer, and do nothing else here.
 
-Returns granted or unchanged. Errors: 42704 unknown consumer or role.';
+Returns granted or unchanged. Errors: 42704 unknown consumer or role, 42501 no right to select from its tables.';
 
 create or replace function sequin.revoke_consume(consumer text, role name)
 returns text

@@ -82,7 +82,7 @@ begin
     select * into v_sort from sequin._sort_type(stream, v_table);
     continue when not found;
     begin
-      execute format('select sequin._plain_text(cast(%L as %s))', from_row, v_sort.type_name) into v_text;
+      execute format('select sequin._plain_text(row(cast(%L as %s)))', from_row, v_sort.type_name) into v_text;
     exception when data_exception then
       raise invalid_parameter_value using
         message = format('consumer "%s": %L is no value of %s, column "%s" of %I.%I', consumer, from_row, v_sort.type_name,

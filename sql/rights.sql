@@ -20,6 +20,21 @@ as $$
   select role operator(pg_catalog.=) current_user or pg_catalog.pg_has_role(role, current_user, 'usage')
 $$;
 
+-- 42501 unless the caller has the owner's rights. What another database has, no right in this one speaks of.
+create or replace function sequin._require_owner(what text)
+returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not sequin._is_owner(sequin._caller()) then
+    raise insufficient_privilege using
+      message = format('role "%s" may not %s', sequin._caller(), what),
+      hint = format('Only %I may, who owns the schema, or a role that has its rights.', current_user);
+  end if;
+end $$;
+
 -- 42501 unless the caller may select from the table, all of it: the log shows rows whole.
 create or replace function sequin._require_select(relation oid)
 returns void

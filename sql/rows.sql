@@ -16,8 +16,8 @@ as $$
   ) end
 $$;
 
--- A value as text that the bridge reads as the same value, whatever its writer has set.
-create or replace function sequin._plain_text(value anyelement)
+-- A row's only value as text that the bridge reads as the same value, whatever its writer has set.
+create or replace function sequin._plain_text(value record)
 returns text
 language plpgsql
 stable
@@ -30,7 +30,7 @@ set bytea_output = 'hex'
 set lc_monetary = 'C'
 as $$
 begin
-  return value::text;
+  return value.f1::text;
 end $$;
 
 -- What a table's rows are selected from: those that inherit from it are tables of their own, but for partitions.

@@ -56,22 +56,6 @@ begin
   return v_source;
 end $$;
 
--- 42501 unless the caller has the owner's rights. What another database has, no right in this one speaks of.
-create or replace function sequin._require_owner(what text)
-returns void
-language plpgsql
-stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  if not sequin._is_owner(sequin._caller()) then
-    raise insufficient_privilege using
-      message = format('role "%s" may not %s', sequin._caller(), what),
-      hint = format('Only the owner of the schema may: it reaches another database with the bridge''s rights. grant %I to %I;',
-        current_user, sequin._caller());
-  end if;
-end $$;
-
 -- 22023 unless the text may be what a source is reached by. It is never quoted: it may hold a password.
 create or replace function sequin._check_conninfo(name text, conninfo text)
 returns void

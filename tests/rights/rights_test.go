@@ -204,7 +204,19 @@ func TestConfigure(t *testing.T) {
 			t.Errorf("%s: got %q", sql, code)
 		}
 	}
+	// Nor does it see rows, or let itself or others.
+	for _, sql := range []string{
+		`select * from sequin.messages`, `select * from sequin.dead_letters`, `select sequin.grant_consume('other', ` + "'" + roles["admin"] + `')`,
+		`select sequin.grant_configure('` + roles["admin"] + `')`, `select sequin.revoke_configure('` + roles["admin"] + `')`,
+	} {
+		if code := code(t, admin, sql); code != pgerrcode.InsufficientPrivilege {
+			t.Errorf("%s: got %q", sql, code)
+		}
+	}
 	db.Exec(`grant select on orders to ` + roles["admin"])
+	if code := code(t, admin, `select sequin.grant_consume('other', '`+roles["admin"]+`'), sequin.revoke_consume('other', '`+roles["admin"]+`')`); code != "" {
+		t.Errorf("grant_consume of a table it may read: got %s", code)
+	}
 	if code := code(t, admin, `select sequin.create_consumer('x', 'orders')`); code != "" {
 		t.Errorf("create_consumer on a table it may read: got %s", code)
 	}
