@@ -360,5 +360,5 @@ consumer  the one they were received from
 ack_ids   as receive gave them
 ack_wait  default: the consumer''s
 
-Returns how many were extended: not those that have expired and were handed out again, or are settled.
+Returns how many were extended: not those that have expired and were taken back, or are settled.
 Errors: as ack, and 22023 bad ack_wait.';

@@ -112,32 +112,34 @@ comment on function sequin.bridge_commit(int, bigint, text, bigint, int[], bigin
 -- which woke who waited, is let go. Whoever may have taken it before, nothing waits for that: then there is none. Which
 -- are held this session has in settings of its own: two at most, an even one and an odd one.
 create or replace function sequin.bridge_hold_bell(source_id int, step bigint)
-returns void
+returns boolean
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if pg_try_advisory_lock(sequin._bell(source_id, step)) then
-    perform set_config('sequin.bell_' || step % 2, step::text, false);
+  if not pg_try_advisory_lock(sequin._bell(source_id, step)) then
+    return false;
   end if;
+  perform set_config('sequin.bell_' || step % 2, step::text, false);
+  return true;
 end $$;
 comment on function sequin.bridge_hold_bell(int, bigint) is
-'For the bridge: who has seen nothing at this step waits for this session, until bridge_ring or its end.';
+'For the bridge: who has seen nothing at this step waits for this session, until bridge_ring or its end. Returns whether it
+has the bell.';
 
 create or replace function sequin.bridge_ring(source_id int, step bigint)
-returns void
+returns boolean
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if current_setting('sequin.bell_' || step % 2, true) = step::text then
-    perform pg_advisory_unlock(sequin._bell(source_id, step));
-  end if;
+  return coalesce(current_setting('sequin.bell_' || step % 2, true) = step::text, false) and pg_advisory_unlock(sequin._bell(source_id, step));
 end $$;
 comment on function sequin.bridge_ring(int, bigint) is
-'For the bridge, after the commit of the step that follows: who waits for this one''s bell goes on.';
+'For the bridge, after the commit of the step that follows: who waits for this one''s bell goes on. Returns whether it had
+the bell.';
 
 -- Says, before the slot is confirmed so far, that nothing was logged up to there: at start-up a slot that is further
 -- than the log has got, and further than this, has lost something.

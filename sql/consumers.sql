@@ -376,7 +376,8 @@ group_by         columns: messages with the same values are handed out in order,
                  primary key; ''{}'': one group, in total order
 start_at         ''now'': every change whose commit follows this call, and none before it (on another source: by the clock
                  of that server, and from when its tables have been found); ''beginning'': the rows that exist, by the
-                 stream''s sort_column, and then what is committed; ''row'': the same from start_row on
+                 stream''s sort_column, as they are when a bridge begins to read them, and then what is committed after
+                 that; ''row'': the same from start_row on
 start_row        with ''row'': the first value of sort_column (without one: of the primary key) to deliver
 ack_wait         how long a worker has for a delivery before it is taken from it
 max_deliver      after so many deliveries a message becomes a dead letter; null: never

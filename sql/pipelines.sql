@@ -487,7 +487,7 @@ set enable_seqscan = off
 set jit = off
 as $$
   select v.step is not null,
-         case when o.seq is null then 0 else greatest(y.total - v.passed, 1) end,
+         case when o.seq is null then 0 else greatest(y.total - coalesce(v.passed, sequin._total(p.table_id, p.start_base)), 1) end,
          coalesce(v.written, 0), v.seq, case when v.written > 0 then v.written_at end,
          o.committed_at, (o.metadata ->> 'commit_lsn')::pg_lsn
   from (select) one
@@ -497,7 +497,7 @@ as $$
     select y.total from sequin.tally y where y.route_id = p.table_id order by y.seq desc limit 1) y on true
   left join lateral (
     select l.seq, l.committed_at, l.metadata from sequin.log l
-    where l.route_id = p.table_id and l.seq > v.seq
+    where l.route_id = p.table_id and l.seq > coalesce(v.seq, p.start_base)
     order by l.seq
     limit 1) o on true
 $$;
@@ -523,7 +523,7 @@ select p.name, v.source_table, v.event_table, v.state,
        end as lag_bytes,
        coalesce(extract(epoch from clock_timestamp() - d.oldest_at), 0)::float8 as lag_seconds,
        d.pending, d.written as rows_written, d.last_seq, d.written_at as last_written_at,
-       p.error, p.error_code, p.error_hint, p.failed_at, p.retention_error
+       p.error, p.error_code, p.error_hint, p.failed_at, p.retention_error, d.oldest_at as oldest_pending_at
 from sequin.pipeline p
 join sequin.pipelines v on v.name = p.name
 join sequin.source_table t on t.id = p.table_id

@@ -89,6 +89,7 @@ declare
   v_head bigint;
   v_first bigint;
   v_oldest_at timestamptz;
+  v_first_at timestamptz;
 begin
   -- A history that was written for it alone may be the last there is.
   v_head := sequin._head(c);
@@ -99,14 +100,14 @@ begin
       message = format('consumer "%s" cannot go back: the log is empty, as no bridge has run yet', c.name),
       hint = 'sequin bridge --database-url …';
   end if;
-  select f.seq, least(f.committed_at, s.opened_at) into v_first, v_oldest_at
+  select f.seq, least(f.committed_at, s.opened_at), f.committed_at into v_first, v_oldest_at, v_first_at
   from sequin.log_segment s
   left join sequin._first_row(sequin._with_side(c.routes, '{}'), v_oldest, v_head) f on true
   where s.id = v_oldest >> 32;
   if to_seq < v_oldest or to_time < v_oldest_at then
     raise invalid_parameter_value using
       message = format('consumer "%s": %s is older than the log is kept: the oldest message is seq %s, of %s', c.name,
-        coalesce('seq ' || to_seq, to_time::text), coalesce(v_first, v_oldest), v_oldest_at),
+        coalesce('seq ' || to_seq, to_time::text), coalesce(v_first, v_oldest), coalesce(v_first_at, v_oldest_at)),
       hint = format('Go back in the table instead: select sequin.rewind(%L, to_row => …); or deliver its rows beside what '
         'goes on: select sequin.backfill(%L);', c.name, c.name);
   elsif to_seq > v_head then

@@ -109,7 +109,8 @@ select c.name, s.name as stream,
        coalesce(extract(epoch from clock_timestamp() - d.oldest_unacked_at), 0)::float8 as lag_seconds,
        d.pending, d.in_flight, d.waiting, d.dead_letters,
        d.oldest_unacked_seq, d.oldest_unacked_at,
-       coalesce(round((d.handed_out - m.handed_out) * 60 / greatest(extract(epoch from clock_timestamp() - m.sampled_at), 1)::numeric), 0)::bigint
+       -- What is counted begins anew where the consumer is altered.
+       greatest(coalesce(round((d.handed_out - m.handed_out) * 60 / greatest(extract(epoch from clock_timestamp() - m.sampled_at), 1)::numeric), 0), 0)::bigint
          as deliveries_per_minute
 from sequin.consumer c
 join sequin.stream s on s.id = c.stream_id
@@ -143,14 +144,18 @@ select s.name, o.name as source,
        coalesce(sum(t.total), 0)::bigint as message_count,
        max(t.seq) as last_seq,
        (select count(*) from sequin.consumer c where c.stream_id = s.id) as consumer_count,
-       (select max(d.lag_seconds) from sequin.consumer_status d where d.stream = s.name) as lag_seconds,
-       (select max(d.lag_bytes) from sequin.consumer_status d where d.stream = s.name) as lag_bytes,
-       (select max(d.pending) from sequin.consumer_status d where d.stream = s.name) as pending
+       d.lag_seconds, d.lag_bytes, d.pending, d.in_flight, d.oldest_unacked_at, d.deliveries_per_minute
 from sequin.stream s
 join sequin.source o on o.id = s.source_id
 join sequin.stream_table st on st.stream_id = s.id
 left join lateral (
   select t.seq, t.total from sequin.tally t where t.route_id = st.table_id order by t.seq desc limit 1) t on true
-group by s.id, s.name, o.name;
+left join lateral (
+  select max(d.lag_seconds) as lag_seconds, max(d.lag_bytes) as lag_bytes, max(d.pending) as pending,
+         sum(d.in_flight)::bigint as in_flight, min(d.oldest_unacked_at) as oldest_unacked_at,
+         sum(d.deliveries_per_minute)::bigint as deliveries_per_minute
+  from sequin.consumer_status d where d.stream = s.name) d on true
+group by s.id, s.name, o.name, d.lag_seconds, d.lag_bytes, d.pending, d.in_flight, d.oldest_unacked_at, d.deliveries_per_minute;
 comment on view sequin.stream_status is
-'How many messages each stream has had, and how far its slowest consumer is behind.';
+'How many messages each stream has had, and how far its slowest consumer is behind; in_flight and deliveries_per_minute are of
+all its consumers.';

@@ -116,7 +116,9 @@ begin
   if not pg_has_role(current_user, v_class.relowner, 'usage') then
     raise insufficient_privilege using
       message = format('%s belongs to %I, and only its owner may publish it', v_table, pg_get_userbyid(v_class.relowner)),
-      hint = format('grant %I to %I;', pg_get_userbyid(v_class.relowner), current_user);
+      -- Never a superuser's rights.
+      hint = format(case when (select r.rolsuper from pg_roles r where r.oid = v_class.relowner)
+        then 'alter table %3$s owner to %2$I;' else 'grant %1$I to %2$I;' end, pg_get_userbyid(v_class.relowner), current_user, v_table);
   end if;
 
   -- Publishing a table without a replica identity would make its owner's UPDATEs and DELETEs fail.

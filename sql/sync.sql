@@ -154,10 +154,15 @@ volatile
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select not pg_try_advisory_xact_lock(sequin._sync_key())
+  select not pg_try_advisory_xact_lock(sequin._sync_key()) or exists (
+    select from sequin.consumer c
+    join sequin.stream s on s.id = c.stream_id
+    join sequin.source o on o.id = s.source_id and o.conninfo is null
+    where c.start_seq is null and c.history_id is null)
 $$;
 comment on function sequin.bridge_is_awaited() is
-'For the bridge, every second: whether a sync waits for word that the log is complete so far.';
+'For the bridge, every second: whether a sync, or a consumer that has yet to begin, waits for word that the log is complete so
+far.';
 
 -- The columns that a table's rows are in order of: the stream's sort_column, then the key.
 create or replace function sequin._sync_order(s sequin.stream, relation oid)

@@ -70,17 +70,25 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   c sequin.consumer;
+  v_count bigint;
 begin
   -- Shared with other work on the consumer, but not with alter_consumer, which changes the feed.
   select * into c from sequin.consumer t where t.id = consumer_id for share skip locked;
   if not found or c.reads <> 'feed' or c.start_seq is null then
     return 0;
   end if;
-  return sequin._feed(c, max_rows);
+  v_count := sequin._feed(c, max_rows);
+  -- Whoever listens need not hear of what the consumer leaves out, nor while it is far behind.
+  if v_count > 0 and c.paused_at is null
+     and (select p.lanes <> 0 from sequin.feed_progress p where p.feed_id = c.feed_id order by p.step desc limit 1)
+     and (select f.is_deep from sequin.floor f where f.consumer_id = c.id order by f.step desc limit 1) is not true then
+    perform pg_notify('sequin.' || c.name, '');
+  end if;
+  return v_count;
 end $$;
 comment on function sequin.bridge_feed(int, int) is
-'For the bridge, after each batch: adds at most max_rows rows of the log to a consumer''s feed. Returns how many it looked
-at: fewer than max_rows, and the feed has caught up.';
+'For the bridge, after each batch: adds at most max_rows rows of the log to a consumer''s feed, and notifies who listens. Returns
+how many it looked at: fewer than max_rows, and the feed has caught up.';
 
 -- Tells whoever listens on "sequin.<consumer>" that there is something, for consumers of these routes that are not far
 -- behind; and for those of the source (of all) whose messages have come due since.
@@ -102,7 +110,8 @@ begin
   where c.paused_at is null
     and (bridge_notify.source_id is null
          or exists (select from sequin.stream s where s.id = c.stream_id and s.source_id = bridge_notify.source_id))
-    and (c.routes && bridge_notify.routes and f.is_deep is not true
+    -- What its feed has been given, bridge_feed tells.
+    and (c.routes && bridge_notify.routes and c.reads <> 'feed' and f.is_deep is not true
          or exists (
            select from sequin.delivery d
            where d.consumer_id = c.id and d.due_at between clock_timestamp() - interval '2 seconds' and clock_timestamp()));

@@ -55,7 +55,10 @@ left join lateral (
      'Upgrade the source to PostgreSQL 13 or newer.'),
     (6, not pg_catalog.pg_has_role(current_user, r.relowner, 'usage'),
      pg_catalog.format('%s belongs to %I, and only its owner may publish it', r.title, pg_catalog.pg_get_userbyid(r.relowner)),
-     pg_catalog.format('On the source: grant %I to %I;', pg_catalog.pg_get_userbyid(r.relowner), current_user)),
+     -- Never a superuser's rights.
+     pg_catalog.format(case when (select o.rolsuper from pg_catalog.pg_roles o where o.oid = r.relowner)
+       then 'On the source: alter table %3$s owner to %2$I;' else 'On the source: grant %1$I to %2$I;' end,
+       pg_catalog.pg_get_userbyid(r.relowner), current_user, r.title)),
     (7, exists (select from leaf l where not l.has_identity), pg_catalog.format(
        '%s has no primary key or replica identity, so its updates and deletes would fail once published',
        (select l.title from leaf l where not l.has_identity order by l.oid limit 1)),

@@ -251,3 +251,26 @@ func TestHangingTriggers(t *testing.T) {
 	}
 	check()
 }
+
+// One that fails with its first change is as far behind as it is.
+func TestTroubleFromTheStart(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table orders (id int primary key); select sequin.create_pipeline('history', 'orders', 'events');
+		alter table events add check (record_pk <> '1')`)
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`insert into orders values (1), (2), (3)`)
+	pgtest.Eventually(t, 30*time.Second, func() error {
+		var state string
+		var pending int
+		var isBehind bool
+		if err := db.Pool.QueryRow(t.Context(), `select state, pending, lag_seconds > 0 and oldest_pending_at is not null
+			from sequin.pipeline_status`).Scan(&state, &pending, &isBehind); err != nil {
+			t.Fatal(err)
+		}
+		if state != "error" || pending != 3 || !isBehind {
+			return fmt.Errorf("state %s, %d pending, behind: %t", state, pending, isBehind)
+		}
+		return nil
+	})
+}

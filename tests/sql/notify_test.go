@@ -10,13 +10,14 @@ import (
 )
 
 // Who listens on "sequin.<consumer>" hears when there is something: new, or back after a nack or an expiry. Of a
-// paused consumer, and of one whose tables are quiet, nothing is heard.
+// paused consumer, of one whose tables are quiet, and of what one leaves out, nothing is heard.
 func TestNotify(t *testing.T) {
 	f := bridged(t)
 	const odd = `Müller's "q"`
 	f.Exec(`select sequin.create_stream('s', '{item}', mode => 'changes'), sequin.create_stream('r', '{other}')`)
 	f.Exec(`select sequin.create_consumer('c', 's', ack_wait => '300 ms', backoff => '0'), sequin.create_consumer('g', 's', group_by => '{grp}'),
-		sequin.create_consumer('paused', 's'), sequin.create_consumer('quiet', 'r')`)
+		sequin.create_consumer('paused', 's'), sequin.create_consumer('quiet', 'r'),
+		sequin.create_consumer('choosy', 's', filter => 'new.id = -1'), sequin.create_consumer('deletes', 's', actions => '{delete}')`)
 	f.Exec(`select sequin.create_consumer($1, 's')`, odd)
 	f.Exec(`select sequin.pause_consumer('paused')`)
 	listen := func(consumer string) *pgx.Conn {
@@ -33,7 +34,7 @@ func TestNotify(t *testing.T) {
 		}
 		return err == nil
 	}
-	paused, quiet := listen("paused"), listen("quiet")
+	paused, quiet, choosy, deletes := listen("paused"), listen("quiet"), listen("choosy"), listen("deletes")
 	for _, consumer := range []string{"c", "g", odd} {
 		conn := listen(consumer)
 		f.Exec(`insert into item values ((select count(*) from item), 1, 'a')`)
@@ -46,8 +47,10 @@ func TestNotify(t *testing.T) {
 			t.Errorf("after the notification receive gives %d messages, %v", n, err)
 		}
 	}
-	if hears(paused, 100*time.Millisecond) || hears(quiet, 100*time.Millisecond) {
-		t.Error("a consumer that is paused, or has nothing, was notified")
+	for _, conn := range []*pgx.Conn{paused, quiet, choosy, deletes} {
+		if hears(conn, 100*time.Millisecond) {
+			t.Error("a consumer that is paused, or has nothing, was notified")
+		}
 	}
 
 	// What c was handed has expired, or will; it is told when that may be received again.
