@@ -87,8 +87,9 @@ begin
     if v_table.key_columns = '{}' then
       raise object_not_in_prerequisite_state using
         message = format('table %I.%I has no primary key: its rows cannot be told apart', v_table.schema_name, v_table.table_name),
-        hint = format('alter table %I.%I add primary key (…); what is committed from now on needs none: start_at => ''now''.',
-          v_table.schema_name, v_table.table_name);
+        hint = format('alter table %I.%I add primary key (…); or %s', v_table.schema_name, v_table.table_name,
+          case when is_start then 'begin with what is committed from now on, which needs none: start_at => ''now''.'
+            else format('go back in the log, which needs none: select sequin.rewind(%L, to_time => …);', c.name) end);
     end if;
     continue when from_row is null or v_table.column_names is not null; -- types of another database are not known here
     select * into v_sort from sequin._sort_type(v_stream, v_table);
@@ -206,7 +207,7 @@ declare
   v_views pg_catalog.oid[];
   v_id pg_catalog.int8;
 begin
-  if filter is not null then
+  if filter is not null and consumer is not null then
     v_views := sequin._parse(
       pg_catalog.format('consumer "%s": filter', consumer), sequin._stream_relations(null, consumer), 'filter', filter);
   end if;
