@@ -4,16 +4,16 @@
 create or replace function sequin._distance(a text, b text)
 returns int
 language plpgsql
-immutable strict
+immutable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_row int[] := array(select generate_series(0, length(b)));
   v_next int[];
 begin
-  for i in 1..length(a) loop
+  for i in 1..coalesce(length(a), 0) loop
     v_next := array[i];
-    for j in 1..length(b) loop
+    for j in 1..coalesce(length(b), 0) loop
       v_next := v_next || least(
         v_next[j] + 1,
         v_row[j + 1] + 1,
