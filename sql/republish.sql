@@ -49,7 +49,7 @@ $$;
 
 -- Runs a query with the rights and the search_path of its caller: one that only reads, as this is stable; and one only,
 -- as it is a cursor's. The names of its columns, and its rows; without any, the names alone.
-create or replace function sequin._republish_query(query text)
+create or replace function sequin._republish_query(consumer text, query text)
 returns table (columns text[], record jsonb)
 language plpgsql
 stable
@@ -64,7 +64,7 @@ begin
     open v_cursor no scroll for execute query;
   exception when invalid_cursor_definition or feature_not_supported or null_value_not_allowed then
     raise invalid_parameter_value using
-      message = pg_catalog.format('the query cannot be republished: %s', sqlerrm),
+      message = pg_catalog.format('consumer "%s": the query cannot be republished: %s', consumer, sqlerrm),
       hint = 'It is one SELECT, which changes nothing.';
   end;
   loop
@@ -74,7 +74,7 @@ begin
       record := pg_catalog.to_jsonb(v_row);
     exception when data_exception then
       raise invalid_parameter_value using
-        message = pg_catalog.format('the query returns what jsonb cannot hold: %s', sqlerrm),
+        message = pg_catalog.format('consumer "%s": the query returns what jsonb cannot hold: %s', consumer, sqlerrm),
         hint = 'Select seq, or the key''s columns, alone.';
     end;
     if not v_is_any then
@@ -352,7 +352,7 @@ declare
   v_by record;
   v_rows pg_catalog.jsonb[] := '{}';
 begin
-  for v_row in select * from sequin._republish_query(query) loop
+  for v_row in select * from sequin._republish_query(consumer, query) loop
     if v_by is null then
       select * into v_by from sequin._republish_by(consumer, v_row.columns);
     end if;

@@ -181,7 +181,7 @@ func TestRepublishErrors(t *testing.T) {
 		{"c", `select 'x' as seq`, "22023", "x", "bigint"},
 		{"c", `select 1 as seq; drop table item`, "22023", "multi", "one SELECT"},
 		{"c", `insert into item values (5) returning id`, "22023", "INSERT", "one SELECT"},
-		{"c", `delete from item`, "22023", "DELETE", "one SELECT"},
+		{"c", `delete from item`, "22023", `consumer "c": the query cannot be republished: cannot open DELETE`, "one SELECT"},
 		{"c", `with gone as (delete from item returning id) select id from gone`, "22023", "not allowed", "one SELECT"},
 		{"c", ``, "22023", "", "one SELECT"},
 		{"c", `selekt 1`, "42601", "selekt", ""},
