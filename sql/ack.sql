@@ -232,10 +232,10 @@ declare
   v_count bigint := 0;
 begin
   perform sequin._refuse_write('nack');
-  if delay < '0' then
+  if delay < '0' or delay > '100 years' then
     raise invalid_parameter_value using
-      message = format('delay is %s', delay),
-      hint = 'It is an interval of 0 or more; leave it out for the consumer''s backoff.';
+      message = format('nack to consumer "%s": delay is %s', consumer, delay),
+      hint = 'It is an interval of 0 to 100 years; leave it out for the consumer''s backoff.';
   end if;
   v_consumer := sequin._my_consumer(consumer);
   for v_lease in select * from sequin._leases(ack_ids) loop
@@ -281,7 +281,7 @@ groups is handed out; other groups go on.
 
 consumer  the one they were received from
 ack_ids   as receive gave them
-delay     until they may come again; default: the consumer''s backoff, doubled at each delivery
+delay     until they may come again, 100 years at most; default: the consumer''s backoff, doubled at each delivery
 error     why, shown in sequin.deliveries and sequin.dead_letters
 
 Returns how many were given back. At the consumer''s max_deliver a message becomes a dead letter instead.
@@ -312,11 +312,7 @@ declare
   v_count bigint := 0;
 begin
   perform sequin._refuse_write('extend');
-  if ack_wait <= '0' then
-    raise invalid_parameter_value using
-      message = format('ack_wait is %s', ack_wait),
-      hint = 'It is an interval above 0; leave it out for the consumer''s own.';
-  end if;
+  perform sequin._refuse_ack_wait(format('extend for consumer "%s"', consumer), ack_wait);
   v_consumer := sequin._my_consumer(consumer);
   v_until := clock_timestamp() + coalesce(ack_wait, v_consumer.ack_wait);
   -- Before any of it is taken out of a lane: that is extended with it.
@@ -358,7 +354,7 @@ comment on function sequin.extend(text, bigint[], interval) is
 
 consumer  the one they were received from
 ack_ids   as receive gave them
-ack_wait  default: the consumer''s
+ack_wait  100 years at most; default: the consumer''s
 
 Returns how many were extended: not those that have expired and were taken back, or are settled.
 Errors: as ack, and 22023 bad ack_wait.';

@@ -15,21 +15,21 @@ begin
      or not c.actions <@ '{insert,update,delete,truncate}'::text[] then
     v_problem := format('actions is %s', coalesce(c.actions::text, 'null'));
     v_hint := 'One or more of insert, update, delete, truncate.';
-  elsif c.ack_wait is null or c.ack_wait <= '0' then
+  elsif (c.ack_wait > '0' and c.ack_wait <= '100 years') is not true then
     v_problem := format('ack_wait is %s', coalesce(c.ack_wait::text, 'null'));
-    v_hint := 'An interval above 0: how long a worker has for a delivery before it is taken from it.';
+    v_hint := 'An interval above 0, of 100 years at most: how long a worker has for a delivery before it is taken from it.';
   elsif c.max_deliver < 1 then
     v_problem := format('max_deliver is %s', c.max_deliver);
     v_hint := 'At least 1; null: without end.';
   elsif c.max_ack_pending is null or c.max_ack_pending < 1 then
     v_problem := format('max_ack_pending is %s', coalesce(c.max_ack_pending::text, 'null'));
     v_hint := 'At least 1: how many messages may be out, unacknowledged, at a time.';
-  elsif c.backoff is null or c.backoff < '0' then
+  elsif (c.backoff >= '0' and c.backoff <= '100 years') is not true then
     v_problem := format('backoff is %s', coalesce(c.backoff::text, 'null'));
-    v_hint := 'An interval: the first delay after a nack or an expiry.';
-  elsif c.max_backoff is null or c.max_backoff < c.backoff then
+    v_hint := 'An interval of 0 to 100 years: the first delay after a nack or an expiry.';
+  elsif (c.max_backoff >= c.backoff and c.max_backoff <= '100 years') is not true then
     v_problem := format('max_backoff is %s, and backoff %s', coalesce(c.max_backoff::text, 'null'), c.backoff);
-    v_hint := 'An interval that is not below backoff: where its doubling ends.';
+    v_hint := 'An interval that is not below backoff, of 100 years at most: where its doubling ends.';
   end if;
   if v_problem is not null then
     raise invalid_parameter_value using
@@ -248,6 +248,7 @@ declare
 begin
   perform sequin._check_name('consumer', name);
   v_stream := sequin._stream(stream);
+  perform sequin._refuse_dropped(v_stream);
   if start_at is null or start_at not in ('now', 'beginning', 'row') then
     raise invalid_parameter_value using
       message = format('consumer "%s": start_at is %s', name, coalesce(quote_literal(start_at), 'null')),
@@ -379,7 +380,8 @@ start_at         ''now'': every change whose commit follows this call, and none 
                  stream''s sort_column, as they are when a bridge begins to read them, and then what is committed after
                  that; ''row'': the same from start_row on
 start_row        with ''row'': the first value of sort_column (without one: of the primary key) to deliver
-ack_wait         how long a worker has for a delivery before it is taken from it
+ack_wait         how long a worker has for a delivery before it is taken from it; like backoff and max_backoff, 100 years
+                 at most
 max_deliver      after so many deliveries a message becomes a dead letter; null: never
 max_ack_pending  at most so many messages out, or backing off, at a time
 backoff          the delay after a first nack or expiry; doubles with each, with jitter
@@ -405,7 +407,7 @@ Returns created or unchanged. Needs SELECT on the stream''s tables, and the righ
 transform.
 Errors: 42704 unknown stream, 42710 the name is taken, 22023 bad argument, 42703 unknown column in group_by, filter or
 transform, 42601 a filter or transform that is no plain expression, 42804 one of another type, 42501 no right,
-55000 start_at for a table without a primary key.';
+55000 start_at for a table without a primary key, or a stream whose tables were all dropped.';
 
 -- Gives what a consumer has pending the shape that alter_consumer asks for. The caller holds every lane's lock; an ack
 -- under way, which does not wait for it, may be waiting for a lane's row that is written here, and has written another:
@@ -536,7 +538,7 @@ declare
   v_transform_views pg_catalog.oid[];
   v_result text;
 begin
-  if filter operator(pg_catalog.<>) '' or transform operator(pg_catalog.<>) '' then
+  if name is not null and (filter operator(pg_catalog.<>) '' or transform operator(pg_catalog.<>) '') then
     v_filter_views := sequin._parse(
       pg_catalog.format('consumer "%s": filter', name), sequin._stream_relations(null, name), 'filter', nullif(filter, ''));
     v_transform_views := sequin._parse(

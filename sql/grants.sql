@@ -15,7 +15,7 @@ as $$
   ]
 $$;
 
--- 42704 unless there is such a role; its oid.
+-- 42704 unless there is such a role, 22023 for everyone; its oid.
 create or replace function sequin._role(role name)
 returns oid
 language plpgsql
@@ -26,9 +26,14 @@ declare
   v_oid oid;
 begin
   select r.oid into v_oid from pg_roles r where r.rolname = role;
-  if not found then
+  if role = 'public' then
+    raise invalid_parameter_value using
+      message = '"public" is everyone, and no role',
+      hint = 'Rights are given to each role by itself, and its members have them too: name one.';
+  elsif not found then
     perform sequin._refuse_unknown(
-      'role', role::text, array(select r.rolname::text from pg_roles r where r.rolname not like 'pg\_%'), format('create role %I;', role));
+      'role', role::text, array(select r.rolname::text from pg_roles r where r.rolname not like 'pg\_%'),
+      coalesce('create role ' || quote_ident(role) || ';', 'Name one of those there are: select rolname from pg_roles;'));
   end if;
   return v_oid;
 end $$;
@@ -69,7 +74,8 @@ end $$;
 comment on function sequin.grant_consume(text, name) is
 'Lets a role (and its members) receive, ack, nack, extend and pop on one consumer, and do nothing else here.
 
-Returns granted or unchanged. Errors: 42704 unknown consumer or role, 42501 no right to select from its tables.';
+Returns granted or unchanged. Errors: 42704 unknown consumer or role, 22023 public, which is no role, 42501 no right to select
+from its tables.';
 
 create or replace function sequin.revoke_consume(consumer text, role name)
 returns text

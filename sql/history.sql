@@ -121,8 +121,9 @@ begin
     if v_table.key_columns = '{}' then
       raise object_not_in_prerequisite_state using
         message = format('table %I.%I has no primary key: its rows cannot be told apart', v_table.schema_name, v_table.table_name),
-        hint = format('alter table %I.%I add primary key (…); what is committed from now on needs none: start_at => ''now''.',
-          v_table.schema_name, v_table.table_name);
+        hint = format('alter table %I.%I add primary key (…); or %s', v_table.schema_name, v_table.table_name,
+          case when is_start then 'begin with what is committed from now on, which needs none: start_at => ''now''.'
+            else format('go back in the log, which needs none: select sequin.rewind(%L, to_time => …);', c.name) end);
     end if;
   end loop;
   from_row := sequin._from_row(c.name, v_stream, from_row);
@@ -230,7 +231,7 @@ declare
   v_views pg_catalog.oid[];
   v_id pg_catalog.int8;
 begin
-  if filter is not null then
+  if filter is not null and consumer is not null then
     v_views := sequin._parse(
       pg_catalog.format('consumer "%s": filter', consumer), sequin._stream_relations(null, consumer), 'filter', filter);
   end if;

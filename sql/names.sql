@@ -1,6 +1,6 @@
 -- Names: what they may be, who they belong to, and what was probably meant.
 
--- How many single-character edits turn one text into the other (Levenshtein).
+-- How many single-character edits turn one text into the other (Levenshtein). Null where either is.
 create or replace function sequin._distance(a text, b text)
 returns int
 language plpgsql
@@ -11,9 +11,9 @@ declare
   v_row int[] := array(select generate_series(0, length(b)));
   v_next int[];
 begin
-  for i in 1..length(a) loop
+  for i in 1..coalesce(length(a), 0) loop
     v_next := array[i];
-    for j in 1..length(b) loop
+    for j in 1..coalesce(length(b), 0) loop
       v_next := v_next || least(
         v_next[j] + 1,
         v_row[j + 1] + 1,
@@ -24,7 +24,8 @@ begin
   return v_row[length(b) + 1];
 end $$;
 
--- A hint for an unknown name: the nearest of those there are, else what to call.
+-- A hint for an unknown name: the nearest of those there are, else what to call. Near is what differs in a third of its
+-- characters at most, or has the other in it.
 create or replace function sequin._did_you_mean(name text, candidates text[], otherwise text)
 returns text
 language sql
@@ -33,9 +34,14 @@ set search_path = pg_catalog, pg_temp
 as $$
   select coalesce(
     (select format('Did you mean "%s"?', c.name)
-     from unnest(candidates[1:1000]) c(name)
-     where sequin._distance(lower(c.name), lower(left(_did_you_mean.name, 64))) <= greatest(2, length(c.name) / 2)
-     order by sequin._distance(lower(c.name), lower(left(_did_you_mean.name, 64))), c.name
+     from (select lower(left(_did_you_mean.name, 64)) as name) n
+     cross join unnest(candidates[1:1000]) c(name)
+     cross join lateral (select sequin._distance(lower(c.name), n.name) as distance) d
+     where n.name <> ''
+       and (d.distance <= greatest(1, greatest(length(c.name), length(n.name)) / 3)
+            or length(n.name) > 1 and strpos(lower(c.name), n.name) > 0
+            or length(c.name) > 1 and strpos(n.name, lower(c.name)) > 0)
+     order by d.distance, c.name
      limit 1),
     otherwise)
 $$;
@@ -49,7 +55,8 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   raise undefined_object using
-    message = format('%s "%s" does not exist', kind, name),
+    message = case when name is null then format('the name of the %s is null', kind)
+      else format('%s "%s" does not exist', kind, name) end,
     hint = sequin._did_you_mean(name, candidates, otherwise);
 end $$;
 
@@ -63,7 +70,8 @@ as $$
 begin
   if name is null or octet_length(name) not between 1 and 48 then
     raise invalid_parameter_value using
-      message = format('%s name "%s" is %s bytes long', kind, left(name, 60), coalesce(octet_length(name)::text, 'null')),
+      message = case when name is null then format('the name of the new %s is null', kind)
+        else format('%s name "%s" is %s bytes long', kind, left(name, 60), octet_length(name)) end,
       hint = 'A name is 1 to 48 bytes, kept as given.';
   end if;
 end $$;

@@ -53,10 +53,10 @@ begin
     raise invalid_parameter_value using
       message = format('pipeline "%s": actions is %s', p.name, coalesce(p.actions::text, 'null')),
       hint = 'One or more of insert, update, delete, truncate.';
-  elsif p.retention < '1 second' then
+  elsif p.retention < '1 second' or p.retention > '1000 years' then
     raise invalid_parameter_value using
       message = format('pipeline "%s": retention is %s', p.name, p.retention),
-      hint = 'An interval of a second or more: how long events are kept; left out: for good.';
+      hint = 'An interval of a second to 1000 years: how long events are kept; left out: for good.';
   end if;
 end $$;
 
@@ -234,45 +234,44 @@ as $$
 -- Not a definer and no search_path of its own: names are looked up as the caller's regclass would, and a table that is
 -- made is the caller's.
 declare
-  v_source pg_catalog.oid := pg_catalog.to_regclass(source_table);
+  v_source pg_catalog.oid;
   v_event pg_catalog.oid;
   v_path pg_catalog.text[];
   v_views pg_catalog.oid[];
   v_result pg_catalog.text;
 begin
-  if v_source is null then
-    raise undefined_object using
-      message = pg_catalog.format('table "%s" does not exist', source_table),
-      hint = sequin._did_you_mean(coalesce(source_table, ''), array(
-        select case when pg_catalog.pg_table_is_visible(c.oid) then c.relname::pg_catalog.text
-               else pg_catalog.format('%I.%I', n.nspname, c.relname) end
-        from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) c.relnamespace
-        where c.relkind in ('r', 'p') and n.nspname not in ('pg_catalog', 'information_schema', 'sequin')
-          and pg_catalog.has_table_privilege(c.oid, 'select')
-        limit 1000),
-        'Names are looked up by search_path; write schema.table, and quote mixed case: ''"Orders"''.');
+  if source_table is null then
+    raise invalid_parameter_value using
+      message = pg_catalog.format('pipeline "%s": source_table is null', name),
+      hint = 'Name the table whose changes it writes.';
   end if;
+  v_source := sequin._relation(pg_catalog.format('pipeline "%s"', name), source_table);
   if event_table is null then
     raise invalid_parameter_value using
       message = pg_catalog.format('pipeline "%s" has no event table', name),
       hint = 'Name one: where there is none of that name, it is made.';
   end if;
-  v_path := pg_catalog.parse_ident(event_table);
-  if pg_catalog.cardinality(v_path) > 2 or pg_catalog.octet_length(v_path[pg_catalog.cardinality(v_path)]) > 63 then
+  begin
+    v_path := pg_catalog.parse_ident(event_table);
+  exception when invalid_parameter_value then
+    null;
+  end;
+  if v_path is null or pg_catalog.cardinality(v_path) > 2
+     or pg_catalog.octet_length(v_path[pg_catalog.cardinality(v_path)]) > 63 then
     raise invalid_parameter_value using
-      message = pg_catalog.format('event table "%s": this is no name of a table', event_table),
-      hint = 'Name it as table or schema.table, each of 63 bytes at most.';
+      message = pg_catalog.format('pipeline "%s": event table "%s": this is no name of a table', name, event_table),
+      hint = 'Name it as table or schema.table, each of 63 bytes at most, and quote what is not plain lower case: ''"Odd Table"''.';
   elsif pg_catalog.cardinality(v_path) = 1 then
     v_path := array[pg_catalog.current_schema()::pg_catalog.text, v_path[1]];
   end if;
   v_event := pg_catalog.to_regclass(event_table);
   if v_event is null and v_path[1] in ('sequin', 'pg_catalog', 'information_schema', 'pg_temp') then
     raise invalid_parameter_value using
-      message = pg_catalog.format('event table "%s" would be in a schema that is not yours', event_table),
+      message = pg_catalog.format('pipeline "%s": event table "%s" would be in a schema that is not yours', name, event_table),
       hint = 'Name a table of your own.';
   elsif v_event is null and (v_path[1] is null or pg_catalog.to_regnamespace(pg_catalog.quote_ident(v_path[1])) is null) then
     raise undefined_object using
-      message = pg_catalog.format('event table "%s": %s', event_table,
+      message = pg_catalog.format('pipeline "%s": event table "%s": %s', name, event_table,
         case when v_path[1] is null then 'no schema of search_path exists' else pg_catalog.format('schema "%s" does not exist', v_path[1]) end),
       hint = case when v_path[1] is null then 'Write schema.table.' else pg_catalog.format('create schema %I;', v_path[1]) end;
   end if;
@@ -301,7 +300,7 @@ event_table    where to; made, and the caller''s, if it does not exist; checked 
 actions        which of insert, update, delete, truncate are written
 filter         an SQL boolean over new, old, action, table_name and committed_at, as create_consumer''s: only changes that it
                lets through are written. One that it fails on holds the pipeline back
-retention      how long events are kept, at least: the event table is partitioned by committed_at then, and old
+retention      how long events are kept, at least, and 1000 years at most: the event table is partitioned by committed_at then, and old
                partitions are dropped; null: for good
 if_not_exists  the same definition again is a no-op
 

@@ -1,7 +1,7 @@
 -- Handing out messages.
 
--- 22023 for a batch or a wait that is out of bounds, 55000 for one that would be in vain.
-create or replace function sequin._refuse_wait(batch_size int, wait interval)
+-- 22023 for a batch or a wait that is out of bounds, 55000 for one that would be in vain. call says whose it is.
+create or replace function sequin._refuse_wait(call text, batch_size int, wait interval)
 returns void
 language plpgsql
 stable
@@ -10,34 +10,47 @@ as $$
 begin
   if batch_size is null or batch_size not between 1 and 10000 then
     raise invalid_parameter_value using
-      message = format('batch_size is %s', coalesce(batch_size::text, 'null')),
+      message = format('%s: batch_size is %s', call, coalesce(batch_size::text, 'null')),
       hint = 'It is 1 to 10000.';
   elsif wait is null or wait < '0' or wait > '60 seconds' then
     raise invalid_parameter_value using
-      message = format('wait is %s', coalesce(wait::text, 'null')),
+      message = format('%s: wait is %s', call, coalesce(wait::text, 'null')),
       hint = 'It is an interval of 0 to 60 seconds; call again to wait longer.';
   elsif wait > '0' and current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
     raise object_not_in_prerequisite_state using
-      message = format('wait needs read committed: a %s transaction never sees what commits while it waits',
+      message = format('%s: wait needs read committed: a %s transaction never sees what commits while it waits', call,
         current_setting('transaction_isolation')),
       hint = 'Leave wait out, or wait in a transaction of its own.';
   end if;
 end $$;
 
 -- Refuses what receive and pop cannot do, and says why. Called only when something is wrong.
-create or replace function sequin._refuse_receive(batch_size int, wait interval, ack_wait interval)
+create or replace function sequin._refuse_receive(verb text, consumer text, batch_size int, wait interval, ack_wait interval)
 returns void
 language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_call text := verb || coalesce(format(' from consumer "%s"', consumer), '');
 begin
-  perform sequin._refuse_write('receive');
-  perform sequin._refuse_wait(batch_size, wait);
-  if ack_wait <= '0' then
+  perform sequin._refuse_write(verb);
+  perform sequin._refuse_wait(v_call, batch_size, wait);
+  perform sequin._refuse_ack_wait(v_call, ack_wait);
+end $$;
+
+-- 22023 for a lease that is over at once, or would end beyond what a timestamp holds.
+create or replace function sequin._refuse_ack_wait(call text, ack_wait interval)
+returns void
+language plpgsql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if ack_wait <= '0' or ack_wait > '100 years' then
     raise invalid_parameter_value using
-      message = format('ack_wait is %s', ack_wait),
-      hint = 'It is an interval above 0; leave it out for the consumer''s own.';
+      message = format('%s: ack_wait is %s', call, ack_wait),
+      hint = 'It is an interval above 0, of 100 years at most; leave it out for the consumer''s own.';
   end if;
 end $$;
 
@@ -191,7 +204,7 @@ begin
   -- range is a message, and none an older version of another), in as few statements and expressions as it takes: a
   -- statement costs as much as ten rows. One receive in a hundred goes the long way all the same, to see what is due;
   -- so does one that meets a lane with tracked messages, and what is wrong, to hear what.
-  if batch_size between 1 and 10000 and wait >= '0' and wait <= '60 seconds' and (ack_wait > '0') is not false
+  if batch_size between 1 and 10000 and wait >= '0' and wait <= '60 seconds' and (ack_wait > '0' and ack_wait <= '100 years') is not false
      and current_setting('transaction_isolation') = 'read committed' and current_setting('transaction_read_only') = 'off'
      and random() > 0.01 then
     loop
@@ -325,7 +338,7 @@ begin
 
   if (batch_size between 1 and 10000 and wait = '0' and ack_wait is null
       and current_setting('transaction_read_only') = 'off') is not true then
-    perform sequin._refuse_receive(batch_size, wait, ack_wait);
+    perform sequin._refuse_receive('receive', consumer, batch_size, wait, ack_wait);
     if wait > '0' then v_deadline := clock_timestamp() + wait; end if;
   end if;
   v_left := coalesce(v_left, batch_size);
@@ -519,7 +532,7 @@ comment on function sequin.receive(text, int, interval, interval) is
 consumer    may be left out where there is exactly one
 batch_size  1 to 10000: at most so many
 wait        0 to 60 seconds: where there is nothing, wait so long for something
-ack_wait    how long the lease is; default: the consumer''s
+ack_wait    how long the lease is, 100 years at most; default: the consumer''s
 
 Returns ack_id (names this delivery), seq (names the message, the same at every redelivery: an idempotency key), the
 change, how often it was delivered, and metadata: commit_lsn, xid, and unchanged, the TOASTed columns that are not in

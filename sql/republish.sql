@@ -49,7 +49,7 @@ $$;
 
 -- Runs a query with the rights and the search_path of its caller: one that only reads, as this is stable; and one only,
 -- as it is a cursor's. The names of its columns, and its rows; without any, the names alone.
-create or replace function sequin._republish_query(query text)
+create or replace function sequin._republish_query(consumer text, query text)
 returns table (columns text[], record jsonb)
 language plpgsql
 stable
@@ -64,7 +64,7 @@ begin
     open v_cursor no scroll for execute query;
   exception when invalid_cursor_definition or feature_not_supported or null_value_not_allowed then
     raise invalid_parameter_value using
-      message = pg_catalog.format('the query cannot be republished: %s', sqlerrm),
+      message = pg_catalog.format('consumer "%s": the query cannot be republished: %s', consumer, sqlerrm),
       hint = 'It is one SELECT, which changes nothing.';
   end;
   loop
@@ -74,7 +74,7 @@ begin
       record := pg_catalog.to_jsonb(v_row);
     exception when data_exception then
       raise invalid_parameter_value using
-        message = pg_catalog.format('the query returns what jsonb cannot hold: %s', sqlerrm),
+        message = pg_catalog.format('consumer "%s": the query returns what jsonb cannot hold: %s', consumer, sqlerrm),
         hint = 'Select seq, or the key''s columns, alone.';
     end;
     if not v_is_any then
@@ -125,10 +125,12 @@ begin
       message = format('consumer "%s": the query returns neither seq nor %s: its columns are %s', consumer,
         case when v_tables.n > 1 then 'the rows of one table (' || v_tables.names || ' have such a key)' else 'the key of a streamed table' end,
         array_to_string(columns, ', ')),
-      hint = format('select seq from sequin.messages where stream = %L and …; or select * from %s where …;',
+      -- Of a table without a key, only seq says which of its rows is meant.
+      hint = format('select seq from sequin.messages where stream = %L and …;%s',
         (select s.name from sequin.stream s where s.id = c.stream_id),
-        (select string_agg(format('%I.%I', t.schema_name, t.table_name), ' or ' order by array_position(c.routes, t.id))
-         from sequin.source_table t where t.id = any (c.routes)));
+        (select format(' or select * from %s where …;',
+                  string_agg(format('%I.%I', t.schema_name, t.table_name), ' or ' order by array_position(c.routes, t.id)))
+         from sequin.source_table t where t.id = any (c.routes) and cardinality(t.key_columns) > 0 having count(*) > 0));
   end if;
 end $$;
 
@@ -230,7 +232,6 @@ declare
   c sequin.consumer := sequin._consumer(consumer);
   v_stream sequin.stream;
   v_table sequin.source_table;
-  v_is_local boolean;
   v_keys text[];                     -- of rows, as record_pk
   v_missing text[];
   v_seqs bigint[];
@@ -257,20 +258,32 @@ begin
     v_seqs := array(select distinct (r ->> 'seq')::bigint from unnest(rows) r);
   else
     select * into v_table from sequin.source_table t where t.id = any (c.routes) and t.id = table_id;
-    v_is_local := exists (select from sequin.source s where s.id = v_table.source_id and s.conninfo is null)
-      and exists (select from pg_class k where k.oid = v_table.relation_oid);
-    if not v_is_local then
+    if exists (select from sequin.source s where s.id = v_table.source_id and s.conninfo is not null) then
       raise feature_not_supported using
         message = format('consumer "%s": the rows of %I.%I are not in this database', consumer, v_table.schema_name, v_table.table_name),
         hint = format('select seq from sequin.messages where stream = %L and record_pk = …;', v_stream.name);
     end if;
+    if not exists (select from pg_class k where k.oid = v_table.relation_oid) then
+      raise object_not_in_prerequisite_state using
+        message = format('consumer "%s": table %I.%I was dropped', consumer, v_table.schema_name, v_table.table_name),
+        hint = format('select seq from sequin.messages where stream = %L and record_pk = …; chooses among what the log has of it.',
+          v_stream.name);
+    end if;
     perform sequin._require_select(v_table.relation_oid);
-    execute format('select array_agg(distinct %s) from unnest($1) k(v) cross join lateral (select %s) t',
-        sequin._record_pk_sql(v_table.key_columns),
-        (select string_agg(format('(k.v ->> %1$L)::%2$s as %1$I', n.name, t.type), ', ')
-         from unnest(v_table.key_columns) n(name)
-         cross join lateral sequin._column_type(v_table.relation_oid, n.name) t))
-      into v_keys using rows;
+    begin
+      execute format('select array_agg(distinct %s) from unnest($1) k(v) cross join lateral (select %s) t',
+          sequin._record_pk_sql(v_table.key_columns),
+          (select string_agg(format('(k.v ->> %1$L)::%2$s as %1$I', n.name, t.type), ', ')
+           from unnest(v_table.key_columns) n(name)
+           cross join lateral sequin._column_type(v_table.relation_oid, n.name) t))
+        into v_keys using rows;
+    exception when data_exception or check_violation or not_null_violation then
+      raise invalid_parameter_value using
+        message = format('consumer "%s": the query returns what is no key of %I.%I: %s', consumer, v_table.schema_name,
+          v_table.table_name, sqlerrm),
+        hint = format('Its key is %s: select * from %I.%I where …;', array_to_string(v_table.key_columns, ', '),
+          v_table.schema_name, v_table.table_name);
+    end;
     -- Whatever the log brings of a row from here on, no worker has had.
     for v_lane in 0..c.lane_count - 1 loop
       v_void := pg_advisory_xact_lock(sequin._lane_key(c.name, v_lane::smallint));
@@ -339,7 +352,7 @@ declare
   v_by record;
   v_rows pg_catalog.jsonb[] := '{}';
 begin
-  for v_row in select * from sequin._republish_query(query) loop
+  for v_row in select * from sequin._republish_query(consumer, query) loop
     if v_by is null then
       select * into v_by from sequin._republish_by(consumer, v_row.columns);
     end if;
@@ -366,5 +379,5 @@ Returns how many messages. One that is out, or that the consumer has still to ge
 consumer''s actions and filter leave out it does not get this way either. Waits for workers that are receiving.
 
 Errors: 42704 unknown consumer, 22023 not one SELECT, neither seq nor the key of one table among its columns, a seq that the
-stream''s log has not; 42501 no SELECT on the table, 55000 the consumer has not begun, 25006 read only transaction or
+stream''s log has not; 42501 no SELECT on the table, 55000 the consumer has not begun, or the table was dropped, 25006 read only transaction or
 replica; and those of the query.';

@@ -8,13 +8,13 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if keep is null or keep < '0' then
+  if (keep >= '0' and keep <= '1000 years') is not true then
     raise invalid_parameter_value using
-      message = format('keep is %s', coalesce(keep::text, 'null')),
-      hint = 'It is an interval of 0 or more: how long the log is kept at least.';
+      message = format('retention of the log: keep is %s', coalesce(keep::text, 'null')),
+      hint = 'It is an interval of 0 to 1000 years: how long the log is kept at least.';
   elsif max_bytes < 16777216 then
     raise invalid_parameter_value using
-      message = format('max_bytes is %s', max_bytes),
+      message = format('retention of the log: max_bytes is %s', max_bytes),
       hint = 'It is at least 16777216 (16 MB); null: as much as the slowest consumer needs.';
   end if;
   update sequin.setting s
@@ -25,9 +25,10 @@ end $$;
 comment on function sequin.set_retention(interval, bigint) is
 'How long the change log is kept. Default: one day, and no limit of size.
 
-keep       at least so long, and until the slowest consumer is past it
+keep       at least so long (0 to 1000 years), and until the slowest consumer is past it
 max_bytes  at most so much, whoever still needs it: a consumer that loses messages by it has the gap on record, an error
-           in health(), and goes on after it; null: no limit
+           in health(), and goes on after it; null: no limit. Each call sets both: one that leaves max_bytes out takes away
+           the limit that was set before
 
 Returns set or unchanged. Space comes back a segment at a time, while a bridge runs. Errors: 22023 bad argument.';
 

@@ -50,7 +50,7 @@ declare
 begin
   select * into v_source from sequin.source s where s.name = _source.name and s.dropped_at is null;
   if not found then
-    perform sequin._refuse_unknown('source', coalesce(name, ''), array(select s.name from sequin.source s where s.dropped_at is null),
+    perform sequin._refuse_unknown('source', name, array(select s.name from sequin.source s where s.dropped_at is null),
       'Make it with sequin.create_source(name, conninfo), or list those there are: select * from sequin.sources;');
   end if;
   return v_source;
@@ -294,19 +294,57 @@ as $$
     and not exists (select from sequin.stream_table st where st.table_id = t.id)
 $$;
 
--- How a stream stands: as the worst of its tables of another source. Local ones are active from the start.
+-- The tables of a stream of this database, where every one was dropped; null: there is one left.
+create or replace function sequin._dropped_tables(stream_id int)
+returns text
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select string_agg(format('%I.%I', t.schema_name, t.table_name), ', ' order by st.position)
+  from sequin.stream_table st
+  join sequin.source_table t on t.id = st.table_id
+  join sequin.source s on s.id = t.source_id and s.conninfo is null
+  left join pg_class c on c.oid = t.relation_oid
+  where st.stream_id = $1
+  having bool_and(c.oid is null)
+$$;
+
+-- 55000 for a stream that has no tables any more.
+create or replace function sequin._refuse_dropped(stream sequin.stream)
+returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tables text := sequin._dropped_tables(stream.id);
+begin
+  if v_tables is not null then
+    raise object_not_in_prerequisite_state using
+      message = format('stream "%s" has no table any more: dropped were %s', stream.name, v_tables),
+      hint = format('Drop it, with its consumers, and make it anew: select sequin.drop_stream(%1$L); select sequin.create_stream(%1$L, …);',
+        stream.name);
+  end if;
+end $$;
+
+-- How a stream stands: as the worst of its tables of another source. Local ones are active from the start, until the last
+-- is dropped.
 create or replace function sequin._stream_state(stream_id int, out state text, out error text)
 language sql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select case when bool_or(t.error is not null) then 'error' when bool_or(t.published_at is null) then 'pending' else 'active' end,
-         string_agg(t.error, '; ' order by st.position)
-  from sequin.stream_table st
-  join sequin.source_table t on t.id = st.table_id
-  join sequin.source s on s.id = t.source_id and s.conninfo is not null
-  where st.stream_id = $1
+  select case when d.tables is not null or bool_or(t.error is not null) then 'error'
+              when bool_or(t.published_at is null) then 'pending' else 'active' end,
+         coalesce('it has no table any more: dropped were ' || d.tables, string_agg(t.error, '; ' order by st.position))
+  from (select sequin._dropped_tables($1) as tables) d
+  left join sequin.stream_table st on st.stream_id = $1
+  left join sequin.source_table t
+    on t.id = st.table_id and exists (select from sequin.source s where s.id = t.source_id and s.conninfo is not null)
+  group by d.tables
 $$;
 
 -- Where a consumer of another source's tables begins; null: not known yet. Every change that was committed there after

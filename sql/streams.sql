@@ -137,6 +137,19 @@ begin
           sequin._table_name(v_leaf)),
         hint = format('alter table %1$s set logged; or, of a foreign one: alter table … detach partition %1$s;', sequin._table_name(v_leaf));
     end if;
+    if exists (
+         select from pg_class c join pg_index i on i.indrelid = c.oid
+         where c.oid = v_leaf and c.relreplident = 'd' and i.indisprimary and not i.indimmediate) then
+      raise object_not_in_prerequisite_state using
+        message = format('the primary key of %s is deferrable, and so no replica identity: its updates and deletes would fail '
+          'once published', sequin._table_name(v_leaf)),
+        hint = (
+          select format('alter table %1$s drop constraint %2$I, add constraint %2$I primary key (%3$s); or: alter table %1$s '
+                   'replica identity full;', sequin._table_name(v_leaf), n.conname,
+                   (select string_agg(quote_ident(k.name), ', ' order by k.place)
+                    from unnest(sequin._key_columns(v_leaf)) with ordinality k(name, place)))
+          from pg_constraint n where n.conrelid = v_leaf and n.contype = 'p');
+    end if;
     if not sequin._has_replica_identity(v_leaf) then
       raise object_not_in_prerequisite_state using
         message = format('%s has no primary key or replica identity, so its updates and deletes would fail once published',
@@ -203,6 +216,25 @@ begin
   end if;
 end $$;
 
+-- 22023 unless rows can be sorted by a column: not every type has an order, nor every array or composite of them.
+create or replace function sequin._check_order(stream text, relation oid, sort_column text)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_type text := (
+    select format_type(a.atttypid, a.atttypmod) from pg_attribute a
+    where a.attrelid = relation and a.attname = sort_column and a.attnum > 0 and not a.attisdropped);
+begin
+  execute format('select from (select null::%s) t(v) order by t.v', v_type);
+exception when undefined_function then
+  raise invalid_parameter_value using
+    message = format('stream "%s": sort_column "%s" of %s is of type %s, which has no order', stream, sort_column,
+      sequin._table_name(relation), v_type),
+    hint = 'Name a column whose values can be sorted, or leave it out for the primary key.';
+end $$;
+
 -- Registers tables and makes the stream. See create_stream, which has resolved the names as its caller sees them.
 create or replace function sequin._create_stream(
   name text, relations oid[], mode text, sort_column text, source text, if_not_exists boolean
@@ -234,6 +266,7 @@ begin
                 where a.attrelid = v_relation and a.attnum > 0 and not a.attisdropped),
           'It orders the rows that exist already; leave it out for the primary key.');
     end if;
+    perform sequin._check_order(name, v_relation, sort_column) where sort_column is not null;
   end loop;
 
   -- Two that make the same stream at once: the second waits here, and then finds it made.
@@ -314,6 +347,49 @@ begin
   return 'created';
 end $$;
 
+-- The relation of that name, as regclass finds it. 42704 if there is none, 22023 for what can be no name; label is what it
+-- is for. Not a definer and no search_path of its own: the name is looked up as its caller would.
+create or replace function sequin._relation(label text, name text)
+returns oid
+language plpgsql
+stable
+as $$
+declare
+  v_relation pg_catalog.oid;
+  v_hint constant pg_catalog.text := 'Write table or schema.table, and quote what is not plain lower case: ''"Odd Table"'', '
+    'in an array ''{"\"Odd Table\""}''.';
+begin
+  if name is null then
+    raise invalid_parameter_value using
+      message = pg_catalog.format('%s: the name of its table is null', label),
+      hint = v_hint;
+  end if;
+  begin
+    v_relation := pg_catalog.to_regclass(name);
+    if v_relation is null then
+      -- Newer servers do not say of every name that it can be none.
+      perform pg_catalog.parse_ident(name);
+    end if;
+  exception when invalid_name or syntax_error or feature_not_supported or invalid_parameter_value then
+    raise invalid_parameter_value using
+      message = pg_catalog.format('%s: "%s" is not a table''s name: %s', label, name, sqlerrm),
+      hint = v_hint;
+  end;
+  if v_relation is null then
+    raise undefined_object using
+      message = pg_catalog.format('%s: table "%s" does not exist', label, name),
+      hint = sequin._did_you_mean(name, array(
+        select case when pg_catalog.pg_table_is_visible(c.oid) then c.relname::pg_catalog.text
+               else pg_catalog.format('%I.%I', n.nspname, c.relname) end
+        from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) c.relnamespace
+        where c.relkind in ('r', 'p') and n.nspname not in ('pg_catalog', 'information_schema', 'sequin')
+          and pg_catalog.has_table_privilege(c.oid, 'select')
+        limit 1000),
+        'Names are looked up by search_path. ' || v_hint);
+  end if;
+  return v_relation;
+end $$;
+
 create or replace function sequin.create_stream(
   name text,
   tables text[],
@@ -340,19 +416,7 @@ begin
     return sequin._create_far_stream(name, tables, mode, sort_column, source, coalesce(if_not_exists, false));
   end if;
   foreach v_name in array tables loop
-    v_relation := pg_catalog.to_regclass(v_name);
-    if v_relation is null then
-      raise undefined_object using
-        message = pg_catalog.format('table "%s" does not exist', v_name),
-        hint = sequin._did_you_mean(v_name, array(
-          select case when pg_catalog.pg_table_is_visible(c.oid) then c.relname::text
-                 else pg_catalog.format('%I.%I', n.nspname, c.relname) end
-          from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-          where c.relkind in ('r', 'p') and n.nspname not in ('pg_catalog', 'information_schema', 'sequin')
-            and pg_catalog.has_table_privilege(c.oid, 'select')
-          limit 1000),
-          'Names are looked up by search_path; write schema.table, and quote mixed case inside: ''{"\"Orders\""}''.');
-    end if;
+    v_relation := sequin._relation(pg_catalog.format('stream "%s"', name), v_name);
     if v_relation = any (v_relations) then
       raise invalid_parameter_value using
         message = pg_catalog.format('stream "%s" names table "%s" twice', name, v_name),
@@ -378,7 +442,7 @@ Returns created or unchanged. Needs SELECT on each table. Waits for transactions
 not published before, and blocks new ones until this one commits, so that no change committed later is missed.
 
 Errors: 42704 unknown table or source, 42710 the name is taken, 22023 bad argument, or not a table, 42703 unknown
-sort_column, 42501 no right, 55000 a table that cannot be streamed as it is (the hint mends it), 0A000 a partitioned
+sort_column (22023: one that has no order), 42501 no right, 55000 a table that cannot be streamed as it is (the hint mends it), 0A000 a partitioned
 table on PostgreSQL 12.';
 
 create or replace function sequin.drop_stream(name text, if_exists boolean default false)

@@ -291,8 +291,12 @@ declare
   v_emitted bigint;
   v_began timestamptz := clock_timestamp();
   v_pause double precision;
+  v_is_dropped boolean;              -- each of its tables: what the log has of them is all there is
+  v_is_over boolean;                 -- and the log has come to where this call began
+  v_lsn pg_lsn := sequin._wal_lsn();
+  v_deadline timestamptz := clock_timestamp() + wait;
 begin
-  perform sequin._refuse_wait(batch_size, wait);
+  perform sequin._refuse_wait(format('sync of stream "%s"', stream), batch_size, wait);
   v_stream := sequin._stream(stream);
   if exists (select from sequin.source c where c.id = v_stream.source_id and c.conninfo is not null) then
     raise feature_not_supported using
@@ -304,8 +308,10 @@ begin
   where st.stream_id = v_stream.id;
   perform sequin._require_select(c.oid) from unnest(v_tables) t join pg_class c on c.oid = t.relation_oid;
   v_tag := sequin._sync_tag(v_stream);
+  v_is_dropped := sequin._dropped_tables(v_stream.id) is not null;
 
   if cursor is null then
+    perform sequin._refuse_dropped(v_stream);
     select k.snapshot, k.cut_seq, k.cut_lsn into v_snapshot, v_seq, v_cut_lsn
     from sequin._sync_cut(v_stream, v_routes, v_began + greatest(wait, '5 seconds')) k;
     v_next := 1;
@@ -401,9 +407,14 @@ begin
   end if;
 
   -- The log.
+  if v_is_dropped and not sequin._is_strict() then
+    v_void := pg_advisory_xact_lock_shared(sequin._sync_key());
+    v_deadline := greatest(v_deadline, v_began + '5 seconds');
+  end if;
   v_pause := 0.001;
   loop
     v_limit := v_left;
+    v_is_over := v_is_dropped and sequin._log_lsn(v_stream.source_id) >= v_lsn;
     select count(*), max(l.seq) into v_count, v_upto
     from (
       select l.seq
@@ -432,8 +443,11 @@ begin
     end if;
     exit when v_left <= 0;
     continue when v_count >= v_limit;
-    exit when v_left < batch_size or clock_timestamp() >= v_began + wait;
-    perform pg_sleep(least(v_pause, greatest(extract(epoch from v_began + wait - clock_timestamp()), 0)));
+    if v_is_over and v_left = batch_size then
+      perform sequin._refuse_dropped(v_stream);
+    end if;
+    exit when v_left < batch_size or clock_timestamp() >= v_deadline;
+    perform pg_sleep(least(v_pause, greatest(extract(epoch from v_deadline - clock_timestamp()), 0)));
     v_pause := least(v_pause * 1.1, 0.01);
   end loop;
 end $$;
@@ -455,4 +469,4 @@ cursor.
 
 Needs SELECT on the stream''s tables. Errors: 42704 unknown stream, 22023 bad argument, or not a cursor of this stream,
 42501 no right, 55000 the cursor is older than the log is kept (start again with null), the replica is behind it, a table
-has no key, or no bridge has run; 40001 try again: the log is behind the tables; 0A000 a stream of another database.';
+has no key, all were dropped (and the log has no more of them), or no bridge has run; 40001 try again: the log is behind the tables; 0A000 a stream of another database.';

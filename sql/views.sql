@@ -22,8 +22,8 @@ from sequin.stream s
 join sequin.source c on c.id = s.source_id
 cross join lateral sequin._stream_state(s.id) e;
 comment on view sequin.streams is
-'Streams, and the tables they are made of. state: active; of another source''s tables also pending (the bridge has not found
-them yet), or error.';
+'Streams, and the tables they are made of. state: active; error: its tables were dropped; of another source''s tables also
+pending (the bridge has not found them yet), or error.';
 
 create or replace view sequin.consumers as
 select c.id, c.name, s.name as stream,

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"sequin/bridge/cause"
 	"sequin/bridge/quote"
 	"sequin/bridge/schema"
 	"sequin/bridge/slot"
@@ -48,6 +50,7 @@ func fail(name, mend, detail string, args ...any) Finding {
 // facts are what most checks go by: one query.
 type facts struct {
 	version, walLevel, database, role      string
+	owner                                  string // of the schema; empty where there is none
 	versionNum                             int
 	isStandby, mayCreate, ownsSchema       bool
 	slots, slotsUsed, senders, sendersUsed int
@@ -60,6 +63,7 @@ const factsQuery = `
 select current_setting('server_version'), current_setting('server_version_num')::int, current_setting('wal_level'),
        current_database(), current_user, pg_is_in_recovery(), has_database_privilege(current_database(), 'create'),
        coalesce((select pg_has_role(current_user, n.nspowner, 'usage') from pg_namespace n where n.nspname = 'sequin'), false),
+       coalesce((select pg_get_userbyid(n.nspowner)::text from pg_namespace n where n.nspname = 'sequin'), ''),
        current_setting('max_replication_slots')::int, (select count(*) from pg_replication_slots),
        current_setting('max_wal_senders')::int, (select count(*) from pg_stat_replication),
        current_setting('max_connections')::int, (select count(*) from pg_stat_activity where backend_type = 'client backend'),
@@ -83,23 +87,27 @@ func Examine(ctx context.Context, databaseURL string) ([]Finding, error) {
 	}
 	var f facts
 	err = conn.QueryRow(ctx, factsQuery).Scan(&f.version, &f.versionNum, &f.walLevel, &f.database, &f.role, &f.isStandby,
-		&f.mayCreate, &f.ownsSchema, &f.slots, &f.slotsUsed, &f.senders, &f.sendersUsed, &f.connections, &f.connectionsUsed,
+		&f.mayCreate, &f.ownsSchema, &f.owner, &f.slots, &f.slotsUsed, &f.senders, &f.sendersUsed, &f.connections, &f.connectionsUsed,
 		&f.keepSize, &f.preparedOldest, &f.writers)
 	if err != nil {
 		return nil, fmt.Errorf("look at the server: %w", err)
 	}
 	status, err := schema.Look(ctx, conn)
-	if err != nil {
+	layer, isReadable := installed(status), true
+	switch {
+	case isDenied(err):
+		layer, isReadable, status.State = f.hidden(), false, schema.Same
+	case err != nil:
 		return nil, err
 	}
-	own, name, err := ownSlot(ctx, conn, status.State != schema.Missing)
+	own, name, err := ownSlot(ctx, conn, isReadable && status.State != schema.Missing)
 	if err != nil {
 		return nil, err
 	}
 	findings := []Finding{
 		f.server(), f.standby(), f.logical(), f.rights(status.State), f.replication(ctx, databaseURL),
 		f.freeSlots(own), f.freeSenders(own), f.freeConnections(), f.kept(), f.oldTransactions(own),
-		installed(status), slotState(own, name),
+		layer, slotState(own, name),
 	}
 	if status.State == schema.Missing {
 		return findings, nil
@@ -108,11 +116,20 @@ func Examine(ctx context.Context, databaseURL string) ([]Finding, error) {
 	if err != nil {
 		return nil, err
 	}
+	findings = append(findings, tables)
+	if !isReadable {
+		return findings, nil
+	}
 	others, err := otherSources(ctx, conn)
 	if err != nil {
 		return nil, err
 	}
-	return append(append(findings, tables), others...), nil
+	return append(findings, others...), nil
+}
+
+func isDenied(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == pgerrcode.InsufficientPrivilege
 }
 
 func (f facts) server() Finding {
@@ -182,7 +199,7 @@ func (f facts) replication(ctx context.Context, databaseURL string) Finding {
 	case strings.HasPrefix(pgErr.Code, "08"), strings.Contains(pgErr.Message, "unsupported startup parameter"):
 		mend = "Give the server's own address: replication does not go through a pooler."
 	}
-	return fail(name, mend, "a replication connection is refused: %s", err)
+	return fail(name, mend, "a replication connection is refused: %s", cause.Text(err))
 }
 
 func (f facts) freeSlots(own slot.State) Finding {
@@ -233,6 +250,12 @@ func (f facts) oldTransactions(own slot.State) Finding {
 		return warn(name, "Let them end, or select pg_terminate_backend(pid);", "these keep WAL: %s", strings.Join(f.writers, ", "))
 	}
 	return ok(name, "none that has written and is older than a minute")
+}
+
+// hidden is what there is to say of a schema that the role may not look into.
+func (f facts) hidden() Finding {
+	return fail("schema", fmt.Sprintf("Give the address of its owner; or: grant %s to %s;", quote.Identifier(f.owner), quote.Identifier(f.role)),
+		"role %s may not look into it: what is installed is not known", quote.Identifier(f.role))
 }
 
 func installed(s schema.Status) Finding {
@@ -286,7 +309,8 @@ func slotState(s slot.State, name string) Finding {
 
 // otherSources says what the bridge has found of other databases than this one.
 func otherSources(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
-	rows, err := conn.Query(ctx, `select s.name, s.state, coalesce(s.error, ''), coalesce(s.hint, '') from sequin.sources s
+	rows, err := conn.Query(ctx, `select s.name, case when s.state = 'ok' then t.state else s.state end, coalesce(s.error, ''), coalesce(s.hint, '')
+		from sequin.sources s join sequin.source_status t on t.name = s.name
 		where not s.is_local order by s.name`)
 	if err != nil {
 		return nil, fmt.Errorf("look at other sources: %w", err)
@@ -302,6 +326,8 @@ func otherSources(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
 			return fail(name, cmp.Or(hint, "select * from sequin.health();"), "%s", reason), nil
 		case "pending":
 			return warn(name, "sequin bridge --database-url …", "no bridge has captured it yet"), nil
+		case "no bridge", "no slot":
+			return warn(name, "sequin bridge --database-url …", "no bridge captures it: its server keeps WAL for it"), nil
 		}
 		return ok(name, "captured"), nil
 	})

@@ -34,9 +34,6 @@ func migrateCommand() *cli.Command {
 }
 
 func migrate(c *cli.Context) error {
-	if c.Args().Present() {
-		return fmt.Errorf("migrate has no subcommand %q: there is status", c.Args().First())
-	}
 	if c.Bool("dump") && c.Bool("uninstall") {
 		return errors.New("--dump and --uninstall do not go together")
 	}

@@ -11,12 +11,14 @@ import (
 
 func versionCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "version",
-		Usage: "print the version",
-		Action: func(c *cli.Context) error {
-			_, err := fmt.Fprintf(c.App.Writer, "sequin %s, schema %s, %s %s/%s\n", version, schema.Version, runtime.Version(),
-				runtime.GOOS, runtime.GOARCH)
-			return err
-		},
+		Name:   "version",
+		Usage:  "print the version",
+		Action: printVersion,
 	}
+}
+
+func printVersion(c *cli.Context) error {
+	_, err := fmt.Fprintf(c.App.Writer, "sequin %s, schema %s, %s %s/%s\n", version, schema.Version, runtime.Version(),
+		runtime.GOOS, runtime.GOARCH)
+	return err
 }

@@ -70,6 +70,27 @@ func TestRole(t *testing.T) {
 	expect(t, all, "replication", doctor.OK, "")
 }
 
+// A role that may see nothing of the schema hears that, and what else there is to say.
+func TestStranger(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	role := "stranger_" + db.Name
+	db.Exec(`create role ` + role + ` login; create table t (id int primary key)`)
+	db.Cleanup(func() { db.Exec(`drop owned by ` + role + `; drop role ` + role) })
+	db.Exec(`select sequin.create_stream('t', '{t}'); alter table t drop constraint t_pkey; select sequin.create_consumer('c', 't')`)
+	for _, grant := range []string{"", `select sequin.grant_consume('c', '` + role + `')`, `select sequin.grant_configure('` + role + `')`} {
+		db.Exec(grant)
+		all := examine(t, db.URLAs(role))
+		expect(t, all, "schema", doctor.Error, `grant "`)
+		expect(t, all, "right to install", doctor.Warning, "owner")
+		expect(t, all, "slot", doctor.OK, "")
+		expect(t, all, "replica identity", doctor.Error, "alter table")
+	}
+	_, mend, _ := strings.Cut(examine(t, db.URLAs(role))["schema"].Mend, "or: ")
+	db.Exec(mend)
+	expect(t, examine(t, db.URLAs(role)), "schema", doctor.OK, "")
+}
+
 func TestServer(t *testing.T) {
 	t.Parallel()
 	c := pgtest.NewCluster(t, map[string]string{"wal_level": "replica", "max_replication_slots": "1", "max_wal_senders": "2"})
@@ -92,6 +113,22 @@ func TestOtherSources(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A source that was captured, and is not any more, as no bridge runs.
+func TestSourceWithoutBridge(t *testing.T) {
+	t.Parallel()
+	db, far := pgtest.New(t), pgtest.Empty(t)
+	db.Exec(`select sequin.create_source('far', $1)`, far.URL)
+	stop := pgtest.StartBridge(t, db.URL)
+	pgtest.Eventually(t, 20*time.Second, func() error {
+		if f := examine(t, db.URL)["source far"]; f.Status != doctor.OK {
+			return fmt.Errorf("got %+v", f)
+		}
+		return nil
+	})
+	stop()
+	expect(t, examine(t, db.URL), "source far", doctor.Warning, "sequin bridge")
 }
 
 func TestTables(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 var mayImport = map[string][]string{
 	"sequin/sql":              {},
 	"sequin/migrations":       {},
+	"sequin/bridge/cause":     {},
 	"sequin/bridge/quote":     {},
 	"sequin/bridge/wal":       {},
 	"sequin/bridge/localpg":   {},
@@ -34,9 +35,11 @@ var mayImport = map[string][]string{
 		"sequin/bridge/backfill", "sequin/bridge/capture", "sequin/bridge/changelog", "sequin/bridge/pinned",
 		"sequin/bridge/schema", "sequin/bridge/source", "sequin/bridge/upkeep",
 	},
-	"sequin/bridge/doctor": {"sequin/bridge/quote", "sequin/bridge/schema", "sequin/bridge/slot"},
+	"sequin/bridge/doctor": {"sequin/bridge/cause", "sequin/bridge/quote", "sequin/bridge/schema", "sequin/bridge/slot"},
 	"sequin/bridge/dev":    {"sequin/bridge", "sequin/bridge/localpg", "sequin/bridge/schema"},
-	"sequin/cmd/sequin":    {"sequin/bridge", "sequin/bridge/dev", "sequin/bridge/doctor", "sequin/bridge/localpg", "sequin/bridge/schema"},
+	"sequin/cmd/sequin": {
+		"sequin/bridge", "sequin/bridge/cause", "sequin/bridge/dev", "sequin/bridge/doctor", "sequin/bridge/localpg", "sequin/bridge/schema",
+	},
 }
 
 func TestImports(t *testing.T) {

@@ -41,7 +41,7 @@ func TestErrors(t *testing.T) {
 		sql, code, message, hint string
 	}{
 		{`select sequin.create_pipeline('x', 'ordres', 'e')`, "42704", `"ordres"`, `"orders"`},
-		{`select sequin.create_pipeline('x', null, 'e')`, "42704", "table", ""},
+		{`select sequin.create_pipeline('x', null, 'e')`, "22023", "source_table is null", ""},
 		{`select sequin.create_pipeline('x', 'orders', null)`, "22023", `"x"`, ""},
 		{`select sequin.create_pipeline('x', 'orders', 'nowhere.e')`, "42704", `"nowhere"`, "create schema"},
 		{`select sequin.create_pipeline('x', 'orders', 'a.b.c')`, "22023", "a.b.c", "schema.table"},

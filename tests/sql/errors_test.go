@@ -24,6 +24,7 @@ func TestErrors(t *testing.T) {
 		create materialized view kept as select * from orders;
 		create sequence counter;
 		create table deferred (id int primary key deferrable initially deferred);
+		create table typed (id int primary key, doc json, docs json[], place point, areas circle);
 		create table nothing (id int primary key);
 		alter table nothing replica identity nothing;
 		create foreign data wrapper w;
@@ -35,6 +36,25 @@ func TestErrors(t *testing.T) {
 		sql, code, message, hint string
 	}{
 		{`select sequin.create_stream('x', '{ordres}')`, "42704", `"ordres"`, `"orders"`},
+		{`select sequin.create_stream('x', '{or}')`, "42704", `stream "x": table "or"`, `"orders"`},
+		{`select sequin.create_stream('x', '{omens}')`, "42704", `"omens"`, "search_path"},
+		{`select sequin.create_stream('x', array[''])`, "22023", `stream "x": ""`, "quote"},
+		{`select sequin.create_stream('x', array['""'])`, "22023", "is not a table's name", "quote"},
+		{`select sequin.create_stream('x', '{Odd Table.x}')`, "22023", `"Odd Table.x"`, "quote"},
+		{`select sequin.create_stream('x', '{"orders; drop table x"}')`, "22023", `"orders; drop table x"`, "quote"},
+		{`select sequin.create_stream('x', '{a.b.c.d}')`, "22023", `"a.b.c.d"`, "schema.table"},
+		{`select sequin.create_stream('x', '{otherdb.public.orders}')`, "22023", `"otherdb.public.orders"`, "schema.table"},
+		{`select sequin.create_stream('x', array[null]::text[])`, "22023", `stream "x"`, "schema.table"},
+		{`select sequin.create_stream('x', '{typed}', sort_column => 'doc')`, "22023", `"x": sort_column "doc"`, "primary key"},
+		{`select sequin.create_stream('x', '{typed}', sort_column => 'docs')`, "22023", "json[]", "primary key"},
+		{`select sequin.create_stream('x', '{typed}', sort_column => 'place')`, "22023", "point", "primary key"},
+		{`select sequin.create_stream('x', '{typed}', sort_column => 'areas')`, "22023", "circle", "primary key"},
+		{`select sequin.create_pipeline('p', 'orders', '')`, "22023", `pipeline "p": event table ""`, "quote"},
+		{`select sequin.create_pipeline('p', 'orders', 'bad"name"')`, "22023", `pipeline "p": event table "bad"name`, "quote"},
+		{`select sequin.create_pipeline('p', 'orders', 'a.b.c')`, "22023", `"a.b.c"`, "schema.table"},
+		{`select sequin.create_pipeline('p', 'Odd Table.x', 'log')`, "22023", `pipeline "p": "Odd Table.x"`, "quote"},
+		{`select sequin.create_pipeline('p', null, 'log')`, "22023", `pipeline "p": source_table is null`, ""},
+		{`select sequin.create_pipeline('p', 'orders', 'log', retention => '1001 years')`, "22023", `"p": retention`, "1000 years"},
 		{`select sequin.create_stream('x', '{}')`, "22023", `"x"`, ""},
 		{`select sequin.create_stream('x', null)`, "22023", `"x"`, ""},
 		{`select sequin.create_stream('x', '{orders,public.orders}')`, "22023", "twice", ""},
@@ -50,7 +70,7 @@ func TestErrors(t *testing.T) {
 		{`select sequin.create_stream('x', '{orders}', source => null)`, "42704", "source", "create_source"},
 		{`select sequin.create_stream('x', '{bare}')`, "55000", "bare", "alter table public.bare"},
 		{`select sequin.create_stream('x', '{nothing}')`, "55000", "nothing", "alter table public.nothing"},
-		{`select sequin.create_stream('x', '{deferred}')`, "55000", "deferred", "alter table public.deferred"},
+		{`select sequin.create_stream('x', '{deferred}')`, "55000", "is deferrable", "alter table public.deferred drop constraint deferred_pkey"},
 		{`select sequin.create_stream('x', '{part}')`, "22023", "partition", "parent"},
 		{`select sequin.create_stream('x', '{fast}')`, "55000", "unlogged", "set logged"},
 		{`create temp table brief (id int primary key); select sequin.create_stream('x', '{brief}')`, "55000", "temporary", "create table"},
@@ -74,6 +94,16 @@ func TestErrors(t *testing.T) {
 		{`select sequin.create_consumer('x', 'orders', start_at => 'then')`, "22023", "start_at", "now"},
 		{`select sequin.create_consumer('x', 'orders', start_row => '1')`, "22023", "start_row", ""},
 		{`select sequin.create_consumer('x', 'orders', ack_wait => '0')`, "22023", "ack_wait", ""},
+		{`select sequin.create_consumer('x', 'orders', ack_wait => '101 years')`, "22023", `"x": ack_wait`, "100 years"},
+		{`select sequin.create_consumer('x', 'orders', backoff => '101 years', max_backoff => '101 years')`, "22023", `"x": backoff`, "100 years"},
+		{`select sequin.create_consumer('x', 'orders', max_backoff => '300000 years')`, "22023", `"x": max_backoff`, "100 years"},
+		{`select sequin.alter_consumer('mailer', ack_wait => '101 years')`, "22023", `"mailer": ack_wait`, "100 years"},
+		{`select sequin.alter_consumer('mailer', max_backoff => '101 years')`, "22023", `"mailer": max_backoff`, "100 years"},
+		{`select * from sequin.receive('mailer', ack_wait => '300000 years')`, "22023", `receive from consumer "mailer": ack_wait`, "100 years"},
+		{`select * from sequin.receive('mailer', 10, ack_wait => '101 years')`, "22023", `receive from consumer "mailer": ack_wait`, "100 years"},
+		{`select sequin.extend('mailer', '{1}', ack_wait => '101 years')`, "22023", `extend for consumer "mailer": ack_wait`, "100 years"},
+		{`select sequin.nack('mailer', '{1}', delay => '101 years')`, "22023", `nack to consumer "mailer": delay`, "100 years"},
+		{`select sequin.set_retention('1001 years')`, "22023", "keep", "1000 years"},
 		{`select sequin.create_consumer('x', 'orders', max_deliver => 0)`, "22023", "max_deliver", ""},
 		{`select sequin.create_consumer('x', 'orders', max_ack_pending => 0)`, "22023", "max_ack_pending", ""},
 		{`select sequin.create_consumer('x', 'orders', backoff => '-1s')`, "22023", "backoff", ""},
@@ -90,6 +120,11 @@ func TestErrors(t *testing.T) {
 		{`select sequin.create_consumer('x', 'orders', start_at => 'beginning', start_row => '1')`, "22023", "start_row", ""},
 		{`select sequin.create_consumer('x', 'orders', start_at => 'row', start_row => 'one')`, "22023", "integer", "id"},
 		{`select sequin.alter_consumer('mialer')`, "42704", `"mialer"`, `"mailer"`},
+		{`select sequin.alter_consumer(null, filter => 'true')`, "42704", "the name of the consumer is null", "create_consumer"},
+		{`select sequin.backfill(null, filter => 'true')`, "42704", "the name of the consumer is null", "create_consumer"},
+		{`select sequin.pause_consumer('')`, "42704", `""`, "create_consumer"},
+		{`select sequin.pause_consumer('ev')`, "42704", `"ev"`, "create_consumer"},
+		{`select sequin.pause_consumer('the mailer')`, "42704", `"the mailer"`, `"mailer"`},
 		{`select sequin.alter_consumer('mailer', ack_wait => '-1s')`, "22023", "ack_wait", ""},
 		{`select sequin.alter_consumer('mailer', group_by => '{nota}')`, "42703", `"nota"`, `"note"`},
 		{`select sequin.alter_consumer('mailer', filter => 'new.nope')`, "42703", `consumer "mailer": filter`, ""},
@@ -99,27 +134,29 @@ func TestErrors(t *testing.T) {
 		{`select sequin.resume_consumer('mialer')`, "42704", `"mialer"`, `"mailer"`},
 		{`select sequin.grant_consume('mialer', 'postgres')`, "42704", `"mialer"`, `"mailer"`},
 		{`select sequin.grant_consume('mailer', 'postgre')`, "42704", `"postgre"`, `"postgres"`},
+		{`select sequin.grant_consume('mailer', 'public')`, "22023", `"public"`, "each role"},
+		{`select sequin.grant_configure('public')`, "22023", `"public"`, "each role"},
 		{`select sequin.revoke_consume('mailer', 'postgre')`, "42704", `"postgre"`, `"postgres"`},
 		{`select sequin.redrive('mialer')`, "42704", `"mialer"`, `"mailer"`},
 
 		{`select * from sequin.receive('mialer')`, "42704", `"mialer"`, `"mailer"`},
-		{`select * from sequin.receive('mailer', 0)`, "22023", "batch_size", "10000"},
+		{`select * from sequin.receive('mailer', 0)`, "22023", `receive from consumer "mailer": batch_size is 0`, "10000"},
 		{`select * from sequin.receive('mailer', 10001)`, "22023", "batch_size", "10000"},
 		{`select * from sequin.receive('mailer', null)`, "22023", "batch_size", "10000"},
-		{`select * from sequin.receive('mailer', wait => '61s')`, "22023", "wait", "60"},
+		{`select * from sequin.receive('mailer', wait => '61s')`, "22023", `receive from consumer "mailer": wait`, "60"},
 		{`select * from sequin.receive('mailer', wait => '-1s')`, "22023", "wait", "60"},
 		{`select * from sequin.receive('mailer', wait => null)`, "22023", "wait", "60"},
-		{`select * from sequin.receive('mailer', ack_wait => '0')`, "22023", "ack_wait", ""},
+		{`select * from sequin.receive('mailer', ack_wait => '0')`, "22023", `receive from consumer "mailer": ack_wait`, ""},
 		{`select * from sequin.pop('mialer')`, "42704", `"mialer"`, `"mailer"`},
-		{`select * from sequin.pop('mailer', 0)`, "22023", "batch_size", "10000"},
+		{`select * from sequin.pop('mailer', 0)`, "22023", `pop from consumer "mailer": batch_size is 0`, "10000"},
 		{`select * from sequin.pop('mailer', 10001)`, "22023", "batch_size", "10000"},
-		{`select * from sequin.pop('mailer', wait => '61s')`, "22023", "wait", "60"},
+		{`select * from sequin.pop('mailer', wait => '61s')`, "22023", `pop from consumer "mailer": wait`, "60"},
 		{`select sequin.ack('mialer', '{1}')`, "42704", `"mialer"`, `"mailer"`},
 		{`select sequin.nack('mialer', '{1}')`, "42704", `"mialer"`, `"mailer"`},
-		{`select sequin.nack('mailer', '{1}', delay => '-1s')`, "22023", "delay", ""},
+		{`select sequin.nack('mailer', '{1}', delay => '-1s')`, "22023", `nack to consumer "mailer": delay`, ""},
 		{`select sequin.extend('mialer', '{1}')`, "42704", `"mialer"`, `"mailer"`},
-		{`select sequin.extend('mailer', '{1}', ack_wait => '0')`, "22023", "ack_wait", ""},
-		{`begin isolation level repeatable read; select * from sequin.receive('mailer', wait => '1s')`, "55000", "wait", ""},
+		{`select sequin.extend('mailer', '{1}', ack_wait => '0')`, "22023", `extend for consumer "mailer": ack_wait`, ""},
+		{`begin isolation level repeatable read; select * from sequin.receive('mailer', wait => '1s')`, "55000", `receive from consumer "mailer": wait`, ""},
 		{`begin isolation level serializable; select * from sequin.pop('mailer', wait => '1s')`, "55000", "wait", ""},
 		{`begin read only; select * from sequin.receive('mailer')`, "25006", "read only", "primary"},
 		{`begin read only; select * from sequin.pop('mailer', 100)`, "25006", "read only", "primary"},
@@ -143,8 +180,8 @@ func TestErrors(t *testing.T) {
 		{`begin read only; select sequin.republish('mailer', 'select * from orders')`, "25006", "read only", "primary"},
 		{`select * from sequin.sync('orders')`, "55000", `"orders"`, "sequin bridge"},
 		{`select * from sequin.sync('ordres')`, "42704", `"ordres"`, `"orders"`},
-		{`select * from sequin.sync('orders', batch_size => 0)`, "22023", "batch_size", "10000"},
-		{`select * from sequin.sync('orders', wait => '61s')`, "22023", "wait", "60"},
+		{`select * from sequin.sync('orders', batch_size => 0)`, "22023", `sync of stream "orders": batch_size is 0`, "10000"},
+		{`select * from sequin.sync('orders', wait => '61s')`, "22023", `sync of stream "orders": wait`, "60"},
 		{`begin isolation level repeatable read; select * from sequin.sync('orders', wait => '1s')`, "55000", "wait", ""},
 		{`select * from sequin.sync('orders', 'MQ')`, "22023", `"orders"`, "null"},
 		{`select * from sequin.sync('orders', '')`, "22023", `"orders"`, "null"},
@@ -194,6 +231,127 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+// A name that is null, wherever one is asked for, is refused as any other that there is not, or that cannot be.
+func TestNullNames(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`
+		create table orders (id int primary key);
+		select sequin.create_stream('s', '{orders}');
+		select sequin.create_consumer('c', 's');
+		select sequin.create_consumer('d', 's');
+		select sequin.create_source('far', 'host=far');
+		select sequin.create_pipeline('p', 'orders', 'order_log')`)
+	values := map[string]string{
+		"consumer": `'c'`, "stream": `'s'`, "role": `'postgres'`, "tables": `'{orders}'`, "source": `'local'`, "source_table": `'orders'`,
+		"event_table": `'another_log'`, "ack_ids": `'{1}'`, "conninfo": `'host=far'`, "query": `'select 1 as seq'`, "to_seq": `1`,
+	}
+	nameOf := map[string]string{"consumer": `'c'`, "stream": `'s'`, "source": `'far'`, "pipeline": `'p'`}
+	rows := pgtest.Column[string](db, `
+		select concat_ws(' ', p.proname, a.name, (select string_agg(o.name, ' ' order by o.n)
+		  from unnest(p.proargnames[:p.pronargs]) with ordinality o(name, n)
+		  where o.name <> a.name and (o.n <= p.pronargs - p.pronargdefaults or o.name = 'to_seq')))
+		from pg_proc p
+		cross join lateral unnest(p.proargnames[:p.pronargs]) with ordinality a(name, n)
+		where p.pronamespace = 'sequin'::regnamespace and p.proname !~ '^(_|bridge_)'
+		  and a.name in ('name', 'consumer', 'stream', 'source', 'pipeline', 'role', 'tables', 'source_table', 'event_table', 'query')
+		  and not (p.proname = 'accept_gap' and a.name <> 'source') and p.proname <> 'create_webhook'`)
+	if len(rows) < 35 {
+		t.Errorf("%d names to give", len(rows))
+	}
+	for _, row := range rows {
+		words := strings.Fields(row)
+		function, name, others := words[0], words[1], words[2:]
+		args := name + " => null"
+		for _, other := range others {
+			value := values[other]
+			if other == "name" {
+				verb, kind, _ := strings.Cut(function, "_")
+				if value = nameOf[kind]; verb == "create" {
+					value = "'new'"
+				}
+			}
+			args += ", " + other + " => " + value
+		}
+		sql := "select * from sequin." + function + "(" + args + ")"
+		if e := db.Error(sql); e.Code != "42704" && e.Code != "22023" || e.Hint == "" {
+			t.Errorf("%s: got %s: %s (hint: %s)", sql, e.Code, e.Message, e.Hint)
+		}
+	}
+}
+
+// Intervals without end are refused, where a server has them.
+func TestInfiniteIntervals(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	if db.Major() < 17 {
+		t.Skip("intervals are finite before 17")
+	}
+	db.Exec(`create table orders (id int primary key); select sequin.create_stream('s', '{orders}'); select sequin.create_consumer('c', 's')`)
+	for _, call := range []string{
+		`create_consumer('x', 's', ack_wait => 'X')`, `create_consumer('x', 's', max_backoff => 'X')`,
+		`create_consumer('x', 's', backoff => 'X', max_backoff => 'X')`, `alter_consumer('c', ack_wait => 'X')`,
+		`receive('c', ack_wait => 'X')`, `receive('c', wait => 'X')`, `pop('c', wait => 'X')`, `sync('s', wait => 'X')`,
+		`nack('c', '{1}', delay => 'X')`, `extend('c', '{1}', ack_wait => 'X')`, `create_pipeline('p', 'orders', 'log', retention => 'X')`,
+		`set_retention('X')`,
+	} {
+		for _, value := range []string{"infinity", "-infinity"} {
+			sql := "select * from sequin." + strings.ReplaceAll(call, "X", value)
+			if e := db.Error(sql); e.Code != "22023" || e.Hint == "" {
+				t.Errorf("%s: got %s: %s (hint: %s)", sql, e.Code, e.Message, e.Hint)
+			}
+		}
+	}
+}
+
+// The longest intervals that are taken can be used.
+func TestLongestIntervals(t *testing.T) {
+	f := setup(t, "rows")
+	f.consumer("c", "ack_wait => '100 years'", "backoff => '100 years'", "max_backoff => '100 years'")
+	f.write(inserts(1, 2, 3)...)
+	got := f.receive(`'c', 3`)
+	f.call("extend", ids(got), 3, `'100 years'`)
+	f.call("nack", ids(got[:1]), 1, `'100 years'`)
+	f.call("nack", ids(got[1:2]), 1)
+	f.Exec(`select sequin.set_retention('1000 years'); select sequin.bridge_retain(1)`)
+	f.Exec(`select sequin.bridge_rotate(1, $1)`, f.lastSeq)
+	f.Exec(`select sequin.create_pipeline('p', 'item', 'item_log', retention => '1000 years')`)
+	f.Exec(`select * from sequin.pipeline_status; select * from sequin.health(); select * from sequin.deliveries`)
+	f.tend()
+}
+
+// Where every table of a stream was dropped, nothing more is to come: whoever would wait for it is told.
+func TestDroppedTables(t *testing.T) {
+	f := setup(t, "rows")
+	f.Exec(`insert into item values (1)`)
+	var cursor string
+	if err := f.Pool.QueryRow(t.Context(), `select cursor from sequin.sync('s')`).Scan(&cursor); err != nil {
+		t.Fatal(err)
+	}
+	f.write(row{action: "d", key: 1})
+	f.Exec(`drop table item`)
+	// What the log has is still to be had.
+	if n := pgtest.Value[int](f.DB, `select count(*) from sequin.sync('s', $1)`, cursor); n != 1 {
+		t.Errorf("%d rows", n)
+	}
+	cursor = pgtest.Value[string](f.DB, `select cursor from sequin.sync('s', $1)`, cursor)
+	f.Exec(`update sequin.progress set applied_lsn = 'F/0'`) // where the log has come to
+	for _, sql := range []string{
+		`select sequin.create_consumer('x', 's')`,
+		`select sequin.create_consumer('x', 's', filter => 'new.id > 1')`,
+		`select sequin.create_consumer('x', 's', start_at => 'beginning')`,
+		`select * from sequin.sync('s')`,
+		`select * from sequin.sync('s', '` + cursor + `')`,
+	} {
+		if e := f.Error(sql); e.Code != "55000" || !strings.Contains(e.Message, "public.item") || !strings.Contains(e.Hint, "drop_stream('s')") {
+			t.Errorf("%s: got %s: %s (hint: %s)", sql, e.Code, e.Message, e.Hint)
+		}
+	}
+	if got := pgtest.Value[string](f.DB, `select state || ': ' || error from sequin.streams`); got != "error: it has no table any more: dropped were public.item" {
+		t.Error(got)
+	}
+}
+
 // Every hint of a table that is refused, run as it is, mends it.
 func TestStreamRefusalHints(t *testing.T) {
 	t.Parallel()
@@ -201,8 +359,13 @@ func TestStreamRefusalHints(t *testing.T) {
 	db.Exec(`create unlogged table fast (id int primary key)`)
 	db.Exec(db.Error(`select sequin.create_stream('fast', '{fast}')`).Hint)
 	db.Exec(`select sequin.create_stream('fast', '{fast}')`)
+	db.Exec(`create table late (id int, no int, constraint "late key" primary key (id, no) deferrable)`)
+	mend, full, _ := strings.Cut(db.Error(`select sequin.create_stream('late', '{late}')`).Hint, "; or: ")
+	db.Exec("begin; " + full + " rollback")
+	db.Exec(mend)
+	db.Exec(`select sequin.create_stream('late', '{late}')`)
 	db.Exec(`create table bare (id int)`)
-	_, mend, _ := strings.Cut(db.Error(`select sequin.create_stream('bare', '{bare}')`).Hint, "; or, where it has none: ")
+	_, mend, _ = strings.Cut(db.Error(`select sequin.create_stream('bare', '{bare}')`).Hint, "; or, where it has none: ")
 	db.Exec(mend)
 	db.Exec(`select sequin.create_stream('bare', '{bare}'); insert into bare values (1); update bare set id = 2; delete from bare`)
 }

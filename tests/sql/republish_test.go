@@ -169,6 +169,8 @@ func TestRepublishErrors(t *testing.T) {
 	f.Exec(`select sequin.create_stream('two', '{item,twin}')`)
 	f.consumer("c")
 	f.Exec(`select sequin.create_consumer('d', 'two')`)
+	f.Exec(`create table bare (id int, note text); alter table bare replica identity full`)
+	f.Exec(`select sequin.create_stream('bare', '{bare}'); select sequin.create_consumer('e', 'bare')`)
 	f.write(inserts(1)...)
 	f.Exec(`create function touch() returns int language sql volatile as 'insert into other values (1); select 1'`)
 	for _, test := range []struct{ consumer, query, code, message, hint string }{
@@ -179,13 +181,16 @@ func TestRepublishErrors(t *testing.T) {
 		{"c", `select 'x' as seq`, "22023", "x", "bigint"},
 		{"c", `select 1 as seq; drop table item`, "22023", "multi", "one SELECT"},
 		{"c", `insert into item values (5) returning id`, "22023", "INSERT", "one SELECT"},
-		{"c", `delete from item`, "22023", "DELETE", "one SELECT"},
+		{"c", `delete from item`, "22023", `consumer "c": the query cannot be republished: cannot open DELETE`, "one SELECT"},
 		{"c", `with gone as (delete from item returning id) select id from gone`, "22023", "not allowed", "one SELECT"},
 		{"c", ``, "22023", "", "one SELECT"},
 		{"c", `selekt 1`, "42601", "selekt", ""},
 		{"c", `select * from nowhere`, "42P01", "nowhere", ""},
 		{"d", `select id from item`, "22023", "public.item, public.twin", ""},
 		{"x", `select 1 as seq`, "42704", `"x"`, ""},
+		{"c", `select 'abc' as id`, "22023", `consumer "c": the query returns what is no key of public.item`, "id"},
+		{"c", `select 3000000000 as id`, "22023", `consumer "c": the query returns what is no key of public.item`, "id"},
+		{"e", `select * from bare`, "22023", "neither seq nor the key", "select seq from sequin.messages where stream = 'bare' and …;"},
 	} {
 		e := f.Error(`select sequin.republish($1, $2)`, test.consumer, test.query)
 		if e.Code != test.code || !strings.Contains(e.Message, test.message) || !strings.Contains(e.Hint, test.hint) {
@@ -197,4 +202,17 @@ func TestRepublishErrors(t *testing.T) {
 	}
 	f.republish(`select id from item where false`, 0)
 	f.republish(`select seq from sequin.messages where false`, 0)
+	if e := f.Error(`select sequin.republish('e', 'select * from bare')`); strings.Contains(e.Hint, "from public.bare") {
+		t.Errorf("the hint for a table without a key is what was run: %s", e.Hint)
+	}
+	for _, sql := range []string{`select sequin.backfill('e')`, `select sequin.rewind('e', to_row => '1')`} {
+		if e := f.Error(sql); e.Code != "55000" || !strings.Contains(e.Hint, "sequin.rewind('e', to_time") || strings.Contains(e.Hint, "start_at") {
+			t.Errorf("%s: %s %s, hint %s", sql, e.Code, e.Message, e.Hint)
+		}
+	}
+	f.Exec(`drop table item`)
+	if e := f.Error(`select sequin.republish('c', 'select 1 as id')`); e.Code != "55000" ||
+		!strings.Contains(e.Message, "public.item was dropped") || !strings.Contains(e.Hint, "sequin.messages") {
+		t.Errorf("dropped: %s %s, hint %s", e.Code, e.Message, e.Hint)
+	}
 }
