@@ -118,6 +118,21 @@ begin
     where t.id = any (v_tables) and (s.conninfo is null or t.column_names is not null)
     order by array_position(v_tables, t.id)
   loop
+    -- Of another source's, as the bridge last saw them.
+    if v_table.column_names is null then
+      if not exists (select from pg_class k where k.oid = v_table.relation_oid) then
+        raise object_not_in_prerequisite_state using
+          message = format('consumer "%s": table %I.%I was dropped, and its rows with it', c.name, v_table.schema_name, v_table.table_name),
+          hint = 'Make the stream anew without it: select sequin.create_stream(…); and a consumer of it.';
+      end if;
+      v_table.key_columns := sequin._key_columns(v_table.relation_oid);
+      if v_table.key_columns <> '{}' and not exists (select from sequin._sort_type(v_stream, v_table)) then
+        raise object_not_in_prerequisite_state using
+          message = format('consumer "%s": table %I.%I has no column "%s" any more, by which its rows are sorted', c.name,
+            v_table.schema_name, v_table.table_name, v_stream.sort_column),
+          hint = 'Make the stream anew, with another sort_column: select sequin.create_stream(…); and a consumer of it.';
+      end if;
+    end if;
     if v_table.key_columns = '{}' then
       raise object_not_in_prerequisite_state using
         message = format('table %I.%I has no primary key: its rows cannot be told apart', v_table.schema_name, v_table.table_name),
@@ -251,7 +266,7 @@ filter    only rows that this lets through: an SQL boolean over new, as create_c
 
 Returns the id of the backfill. A second one of the same consumer waits for the first.
 Errors: 42704 unknown consumer, 22023 from_row is no value of that column, 42601, 42703, 42804 a filter that is none, 55000
-a table without a primary key. What of these only another database can tell, sequin.backfills says.';
+a table that was dropped, or has no primary key or sort column any more. What of these only another database can tell, sequin.backfills says.';
 
 create or replace function sequin.cancel_backfill(id bigint)
 returns boolean

@@ -496,6 +496,11 @@ func TestFailed(t *testing.T) {
 	if k := keys(drain(t, db, "c", 1)); !slices.Equal(k, []string{"1000"}) {
 		t.Error(k)
 	}
+	for _, call := range []string{`backfill('c')`, `rewind('c', to_row => '1')`, `backfill('d')`, `rewind('d', to_row => '1')`} {
+		if err := db.Error(`select sequin.` + call); err.Code != "55000" || err.Hint == "" {
+			t.Errorf("%s: %v: %s", call, err, err.Hint)
+		}
+	}
 	if !pgtest.Value[bool](db, `select sequin.cancel_backfill(1)`) || pgtest.Value[bool](db, `select exists (select from sequin.health() where name = 'backfill 1')`) {
 		t.Error("a failed backfill that was cancelled is an error still")
 	}
