@@ -16,6 +16,7 @@ returns table (place int, kind text, token text)
 language plpgsql
 immutable
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
 as $body$
 declare
   r record;
@@ -131,6 +132,7 @@ returns void
 language plpgsql
 immutable
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
 as $$
 declare
   v_token record;
@@ -272,6 +274,7 @@ returns text
 language sql
 stable
 set search_path = ''
+set quote_all_identifiers = off
 as $$
   select case when e.typnamespace operator(pg_catalog.=) 'pg_catalog'::pg_catalog.regnamespace
               then pg_catalog.format('pg_catalog.%I', e.typname) else pg_catalog.format_type(e.oid, -1) end
@@ -341,6 +344,7 @@ returns void
 language plpgsql
 immutable
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
 as $$
 declare
   v_code text := code;
@@ -405,7 +409,15 @@ end $$;
 create or replace function sequin._parse(label text, relations oid[], kind text, expression text)
 returns oid[]
 language plpgsql
+-- But for its names, a text means one thing: whoever its author is, and whatever runs when.
 set standard_conforming_strings = on
+set transform_null_equals = off
+set array_nulls = on
+set xmloption = content
+set timezone = 'UTC'
+set datestyle = 'ISO, MDY'
+set intervalstyle = 'postgres'
+set lc_monetary = 'C'
 as $$
 -- Not a definer and no search_path of its own: names resolve as the caller sees them.
 declare
@@ -489,6 +501,7 @@ returns boolean
 language sql
 stable
 set search_path = pg_catalog, pg_temp
+set quote_all_identifiers = off
 as $$
   select coalesce(case split_part(name, ' ', 1)
     -- Their names are compared, not looked up: where one of their types is gone, that is an error before 16.
@@ -511,6 +524,7 @@ returns text[]
 language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
 as $$
 declare
   -- The nodes of scalar expressions, as the server's versions call them.
@@ -706,9 +720,15 @@ create or replace function sequin._compile(label text, relations oid[], kind tex
 returns setof sequin._expression
 language plpgsql
 set search_path = pg_catalog, pg_temp
+-- What is printed here is read under _evaluate's settings.
+set standard_conforming_strings = on
+set quote_all_identifiers = off
 set timezone = 'UTC'
-set datestyle = 'ISO'
+set datestyle = 'ISO, MDY'
 set intervalstyle = 'postgres'
+set extra_float_digits = 1
+set bytea_output = 'hex'
+set lc_monetary = 'C'
 as $$
 declare
   e sequin._expression;
