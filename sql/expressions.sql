@@ -19,11 +19,14 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $body$
 declare
+  -- Of a name: a letter, or whatever is not ASCII.
+  v_letter constant text := '[^\u0001-\u0040\u005b-\u005e\u0060\u007b-\u007f]';
   r record;
   v_in text := '';        -- what it is inside of: a quote (e for one with backslashes), --, /*, or a dollar quote
   v_depth int := 0;       -- of comments
   v_skip int := 0;
-  v_end int := 1;         -- of the last token, and one on
+  v_end int := 0;         -- of the last name, and one on
+  v_is_escaped boolean := false; -- the last token is a string with backslashes
 begin
   -- Words, white space, and single characters: the rest is told by what comes next.
   for r in
@@ -32,7 +35,7 @@ begin
       select w.word, w.n, 1 + (sum(length(w.word)) over (order by w.n) - length(w.word))::int as start
       from (
         select m.match[1] as word, m.n
-        from regexp_matches(expression, '[A-Za-z_\u0080-\uffff][A-Za-z0-9_\u0080-\uffff]*|[0-9][0-9A-Za-z_.]*|[ \t\r\n\f\v]+|.', 'g')
+        from regexp_matches(expression, v_letter || '[^\u0001-\u002f\u003a-\u0040\u005b-\u005e\u0060\u007b-\u007f]*|[0-9][0-9A-Za-z_.]*|[ \t\r\n\f\v]+|.', 'g')
           with ordinality m(match, n)) w) w
     window o as (order by w.n)
     order by w.n
@@ -60,6 +63,7 @@ begin
     when left(v_in, 1) = '$' then
       if r.word = '$' and (v_in = '$$' and r.next = '$' or v_in = '$' || r.next || '$' and r.after = '$') then
         v_skip := case when v_in = '$$' then 1 else 2 end;
+        v_is_escaped := false;
         v_in := '';
         return next;
       end if;
@@ -73,6 +77,7 @@ begin
         token := token || r.word;
         v_skip := 1;
       else
+        v_is_escaped := v_in = 'e';
         v_in := '';
         return next;
       end if;
@@ -91,7 +96,8 @@ begin
       v_skip := 1;
     elsif r.word in ('''', '"') then
       kind := case when r.word = '"' then 'quoted' else 'string' end;
-      v_in := r.word;
+      -- On another line such a string goes on.
+      v_in := case when v_is_escaped and r.word = '''' then 'e' else r.word end;
     elsif lower(r.word) in ('e', 'b', 'x', 'n') and r.next = '''' then
       kind := 'string';
       v_in := case when lower(r.word) = 'e' then 'e' else '''' end;
@@ -104,16 +110,17 @@ begin
       kind := 'string';
       v_in := '$$';
       v_skip := 1;
-    elsif r.word = '$' and v_end < r.start and r.next ~ '^[A-Za-z_\u0080-\uffff]' and r.after = '$' then
+    elsif r.word = '$' and v_end < r.start and r.next ~ ('^' || v_letter) and r.after = '$' then
       kind := 'string';
       v_in := '$' || r.next || '$';
       v_skip := 2;
     else
-      kind := case when r.word ~ '^[A-Za-z_\u0080-\uffff]' then 'name' when r.word ~ '^[0-9]' then 'number' else 'other' end;
+      kind := case when r.word ~ ('^' || v_letter) then 'name' when r.word ~ '^[0-9]' then 'number' else 'other' end;
       token := lower(r.word);
-      -- A dollar sign that follows at once goes on with the name.
-      if kind = 'name' or r.word = '$' then
-        v_end := r.start + length(r.word) - 1;
+      v_is_escaped := false;
+      -- Dollar signs and digits that follow at once go on with the name.
+      if r.word ~ v_letter or v_end = r.start and r.word ~ '^[$0-9]' then
+        v_end := r.start + length(r.word);
       end if;
       return next;
     end if;
