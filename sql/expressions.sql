@@ -301,20 +301,22 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
   select format($sql$select _sequin_f._sequin_value
-from (select null::pg_catalog.jsonb as record, null::pg_catalog.bool as has_new, null::pg_catalog.bool as has_old,
-             null::pg_catalog.text as action, null::pg_catalog.text as table_name,
-             null::pg_catalog.timestamptz as committed_at) _sequin_m%s
+from (select null::pg_catalog.jsonb as _sequin_record, null::pg_catalog.bool as _sequin_new, null::pg_catalog.bool as _sequin_old,
+             null::pg_catalog.text as _sequin_action, null::pg_catalog.text as _sequin_table,
+             null::pg_catalog.timestamptz as _sequin_at) _sequin_m%s
 cross join lateral (
   select %s as _sequin_value
-  from (select %s_sequin_m.action, _sequin_m.table_name, _sequin_m.committed_at) _sequin) _sequin_f$sql$,
+  from (
+    select %s_sequin_m._sequin_action as action, _sequin_m._sequin_table as table_name,
+           _sequin_m._sequin_at as committed_at) _sequin) _sequin_f$sql$,
     case when relation <> 0 then (
       select format($sql$
-left join lateral pg_catalog.jsonb_to_record(_sequin_m.record) as new (%1$s) on _sequin_m.has_new
-left join lateral pg_catalog.jsonb_to_record(_sequin_m.record) as old (%1$s) on _sequin_m.has_old$sql$,
+left join lateral pg_catalog.jsonb_to_record(_sequin_m._sequin_record) as new (%1$s) on _sequin_m._sequin_new
+left join lateral pg_catalog.jsonb_to_record(_sequin_m._sequin_record) as old (%1$s) on _sequin_m._sequin_old$sql$,
         coalesce(string_agg(format('%I %s', k.name, sequin._type_name(k.type)), ', ' order by k.attnum), '_sequin_none pg_catalog.text'))
       from sequin._expression_columns(relation) k) end,
     value,
-    case when relation = 0 then '_sequin_m.record as new, _sequin_m.record as old, ' end)
+    case when relation = 0 then '_sequin_m._sequin_record as new, _sequin_m._sequin_record as old, ' end)
 $$;
 
 -- How the two kinds of expression are written down: a filter is true or it is not; null counts as not.
