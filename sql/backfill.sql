@@ -281,11 +281,17 @@ returns int[]
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+-- As _evaluate.
+set standard_conforming_strings = on
+set transform_null_equals = off
+set array_nulls = on
+set xmloption = content
 set timezone = 'UTC'
-set datestyle = 'ISO'
+set datestyle = 'ISO, MDY'
 set intervalstyle = 'postgres'
 set extra_float_digits = 1
 set bytea_output = 'hex'
+set lc_monetary = 'C'
 set jit = off
 as $$
 declare

@@ -13,7 +13,8 @@ as $$
     and (p.proname !~ '^(_|bridge_)' or p.proname in (
            '_create_stream', '_create_far_stream', '_create_consumer', '_alter_consumer', '_create_pipeline', '_alter_pipeline',
            '_pipeline_relations', '_relation', '_event_table_sql', '_start_backfill', '_parse',
-           '_parse_statements', '_drop_views', '_stream_relations', '_explain_error', '_republish', '_republish_by',
+           '_parse_statements', '_drop_views', '_stream_relations', '_label_of', '_syntax_place', '_explain_error', '_expression_hint',
+           '_name_place', '_tokens', '_republish', '_republish_by',
            '_republish_query', '_did_you_mean', '_distance', '_not_yet')
          -- A view's functions are called with its reader's rights.
          or exists (

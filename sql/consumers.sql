@@ -48,13 +48,22 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_column text;
+  v_problem text;
   v_table sequin.source_table;
   v_is_far boolean := exists (
     select from sequin.stream m join sequin.source s on s.id = m.source_id where m.id = c.stream_id and s.conninfo is not null);
 begin
-  if array_position(c.group_by, null) is not null then
+  if array_ndims(c.group_by) > 1 then
+    v_problem := format('group_by is an array of arrays: %s', c.group_by);
+  elsif array_position(c.group_by, null) is not null then
+    v_problem := 'group_by has a null in it';
+  else
+    select format('group_by has "%s" twice', g.name) into v_problem
+    from unnest(c.group_by) g(name) group by g.name having count(*) > 1 order by g.name limit 1;
+  end if;
+  if v_problem is not null then
     raise invalid_parameter_value using
-      message = format('consumer "%s": group_by has a null in it', c.name),
+      message = format('consumer "%s": %s', c.name, v_problem),
       hint = 'Name columns; leave group_by out to group by primary key; ''{}'' is one group, in total order.';
   end if;
   foreach v_column in array coalesce(c.group_by, '{}') loop

@@ -151,6 +151,8 @@ returns text
 language sql
 stable
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+set quote_all_identifiers = off
 as $$
   with recursive tree(oid) as (
     select relation

@@ -9,6 +9,8 @@
 -- for the expression, with every name qualified, is what is kept. Columns are given as types that nobody can change
 -- under it: a domain as what it is over, a composite as its text.
 
+drop function if exists sequin._check_expression(text, text), sequin._explain_error(text, text, text, text, text);
+
 -- The tokens of an expression: where each begins, and what it is (a string, a quoted or plain name, a number, or another
 -- character). Plain names are in lower case. 42601 for what never ends.
 create or replace function sequin._tokens(expression text)
@@ -16,13 +18,17 @@ returns table (place int, kind text, token text)
 language plpgsql
 immutable
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
 as $body$
 declare
+  -- Of a name: a letter, or whatever is not ASCII.
+  v_letter constant text := '[^\u0001-\u0040\u005b-\u005e\u0060\u007b-\u007f]';
   r record;
   v_in text := '';        -- what it is inside of: a quote (e for one with backslashes), --, /*, or a dollar quote
   v_depth int := 0;       -- of comments
   v_skip int := 0;
-  v_end int := 1;         -- of the last token, and one on
+  v_end int := 0;         -- of the last name, and one on
+  v_is_escaped boolean := false; -- the last token is a string with backslashes
 begin
   -- Words, white space, and single characters: the rest is told by what comes next.
   for r in
@@ -31,7 +37,7 @@ begin
       select w.word, w.n, 1 + (sum(length(w.word)) over (order by w.n) - length(w.word))::int as start
       from (
         select m.match[1] as word, m.n
-        from regexp_matches(expression, '[A-Za-z_\u0080-\uffff][A-Za-z0-9_\u0080-\uffff]*|[0-9][0-9A-Za-z_.]*|[ \t\r\n\f\v]+|.', 'g')
+        from regexp_matches(expression, v_letter || '[^\u0001-\u002f\u003a-\u0040\u005b-\u005e\u0060\u007b-\u007f]*|[0-9][0-9A-Za-z_.]*|[ \t\r\n\f\v]+|.', 'g')
           with ordinality m(match, n)) w) w
     window o as (order by w.n)
     order by w.n
@@ -59,6 +65,7 @@ begin
     when left(v_in, 1) = '$' then
       if r.word = '$' and (v_in = '$$' and r.next = '$' or v_in = '$' || r.next || '$' and r.after = '$') then
         v_skip := case when v_in = '$$' then 1 else 2 end;
+        v_is_escaped := false;
         v_in := '';
         return next;
       end if;
@@ -72,6 +79,7 @@ begin
         token := token || r.word;
         v_skip := 1;
       else
+        v_is_escaped := v_in = 'e';
         v_in := '';
         return next;
       end if;
@@ -90,7 +98,8 @@ begin
       v_skip := 1;
     elsif r.word in ('''', '"') then
       kind := case when r.word = '"' then 'quoted' else 'string' end;
-      v_in := r.word;
+      -- On another line such a string goes on.
+      v_in := case when v_is_escaped and r.word = '''' then 'e' else r.word end;
     elsif lower(r.word) in ('e', 'b', 'x', 'n') and r.next = '''' then
       kind := 'string';
       v_in := case when lower(r.word) = 'e' then 'e' else '''' end;
@@ -103,16 +112,17 @@ begin
       kind := 'string';
       v_in := '$$';
       v_skip := 1;
-    elsif r.word = '$' and v_end < r.start and r.next ~ '^[A-Za-z_\u0080-\uffff]' and r.after = '$' then
+    elsif r.word = '$' and v_end < r.start and r.next ~ ('^' || v_letter) and r.after = '$' then
       kind := 'string';
       v_in := '$' || r.next || '$';
       v_skip := 2;
     else
-      kind := case when r.word ~ '^[A-Za-z_\u0080-\uffff]' then 'name' when r.word ~ '^[0-9]' then 'number' else 'other' end;
+      kind := case when r.word ~ ('^' || v_letter) then 'name' when r.word ~ '^[0-9]' then 'number' else 'other' end;
       token := lower(r.word);
-      -- A dollar sign that follows at once goes on with the name.
-      if kind = 'name' or r.word = '$' then
-        v_end := r.start + length(r.word) - 1;
+      v_is_escaped := false;
+      -- Dollar signs and digits that follow at once go on with the name.
+      if r.word ~ v_letter or v_end = r.start and r.word ~ '^[$0-9]' then
+        v_end := r.start + length(r.word);
       end if;
       return next;
     end if;
@@ -125,12 +135,25 @@ begin
   end if;
 end $body$;
 
+-- What an expression is, for the end of an error.
+create or replace function sequin._expression_hint(is_far boolean)
+returns text
+language sql
+immutable
+as $$
+  select case
+    when is_far then 'It is one SQL expression over new and old, which are jsonb where the table is another database''s, action,'
+      ' table_name and committed_at: (new->>''amount'')::numeric > 100'
+    else 'It is one SQL expression over new, old, action, table_name and committed_at: ''new.amount > 100''.' end
+$$;
+
 -- 42601, with the position, unless a text can be put between parentheses and stay there.
-create or replace function sequin._check_expression(label text, expression text)
+create or replace function sequin._check_expression(label text, is_far boolean, expression text)
 returns void
 language plpgsql
 immutable
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
 as $$
 declare
   v_token record;
@@ -180,7 +203,7 @@ begin
     raise syntax_error using
       message = format('%s: %s', label, v_problem),
       detail = coalesce(nullif(left(expression, 200), ''), 'The text is empty.'),
-      hint = 'It is one SQL expression over new, old, action, table_name and committed_at: ''new.amount > 100''.';
+      hint = sequin._expression_hint(is_far);
   end if;
 end $$;
 
@@ -272,6 +295,7 @@ returns text
 language sql
 stable
 set search_path = ''
+set quote_all_identifiers = off
 as $$
   select case when e.typnamespace operator(pg_catalog.=) 'pg_catalog'::pg_catalog.regnamespace
               then pg_catalog.format('pg_catalog.%I', e.typname) else pg_catalog.format_type(e.oid, -1) end
@@ -291,20 +315,22 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
   select format($sql$select _sequin_f._sequin_value
-from (select null::pg_catalog.jsonb as record, null::pg_catalog.bool as has_new, null::pg_catalog.bool as has_old,
-             null::pg_catalog.text as action, null::pg_catalog.text as table_name,
-             null::pg_catalog.timestamptz as committed_at) _sequin_m%s
+from (select null::pg_catalog.jsonb as _sequin_record, null::pg_catalog.bool as _sequin_new, null::pg_catalog.bool as _sequin_old,
+             null::pg_catalog.text as _sequin_action, null::pg_catalog.text as _sequin_table,
+             null::pg_catalog.timestamptz as _sequin_at) _sequin_m%s
 cross join lateral (
   select %s as _sequin_value
-  from (select %s_sequin_m.action, _sequin_m.table_name, _sequin_m.committed_at) _sequin) _sequin_f$sql$,
+  from (
+    select %s_sequin_m._sequin_action as action, _sequin_m._sequin_table as table_name,
+           _sequin_m._sequin_at as committed_at) _sequin) _sequin_f$sql$,
     case when relation <> 0 then (
       select format($sql$
-left join lateral pg_catalog.jsonb_to_record(_sequin_m.record) as new (%1$s) on _sequin_m.has_new
-left join lateral pg_catalog.jsonb_to_record(_sequin_m.record) as old (%1$s) on _sequin_m.has_old$sql$,
+left join lateral pg_catalog.jsonb_to_record(_sequin_m._sequin_record) as new (%1$s) on _sequin_m._sequin_new
+left join lateral pg_catalog.jsonb_to_record(_sequin_m._sequin_record) as old (%1$s) on _sequin_m._sequin_old$sql$,
         coalesce(string_agg(format('%I %s', k.name, sequin._type_name(k.type)), ', ' order by k.attnum), '_sequin_none pg_catalog.text'))
       from sequin._expression_columns(relation) k) end,
     value,
-    case when relation = 0 then '_sequin_m.record as new, _sequin_m.record as old, ' end)
+    case when relation = 0 then '_sequin_m._sequin_record as new, _sequin_m._sequin_record as old, ' end)
 $$;
 
 -- How the two kinds of expression are written down: a filter is true or it is not; null counts as not.
@@ -324,7 +350,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform sequin._check_expression(label, expression);
+  perform sequin._check_expression(label, 0 = any (relations), expression);
   return array(
     select case when r.oid = 0 or exists (select from pg_class c where c.oid = r.oid) then
              format('create temporary view %I as /* %s */ %s', '_sequin_' || kind || '_' || r.position,
@@ -334,48 +360,174 @@ begin
     order by r.position);
 end $$;
 
--- Says of an error of the server's whose expression it is of, and where, if that can be told from its message. Without
--- that the error is raised as it is, with its position, and the text, as fields of its own.
-create or replace function sequin._explain_error(label text, expression text, code text, message text, hint text)
-returns void
+-- The label with the table that an expression is read for, where there are several. Those of another database are alike.
+create or replace function sequin._label_of(label text, relations oid[], place int)
+returns text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select label || coalesce((
+    select format(', for table %I.%I', n.nspname, c.relname)
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.oid = relations[place] and cardinality(relations) > 1), '')
+$$;
+
+-- Where the grammar ends an expression: the place of the first token that cannot follow what is before it. Null: the
+-- grammar has nothing against it. What is executed here is never a whole statement.
+create or replace function sequin._syntax_place(expression text)
+returns int
 language plpgsql
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $body$
+declare
+  v_texts text[] := array['(', '(1) _sequin_name _sequin_end', format(E'(\n%s\n) _sequin_name _sequin_end', expression)];
+  v_said text[] := '{}';
+  v_starts int[];
+  v_low int := 1;
+  v_high int;
+  v_middle int;
+  v_word text;
+begin
+  -- What the server says, in its language, of an end, and of a word too many.
+  foreach v_word in array v_texts loop
+    begin
+      execute 'select ' || v_word;
+    exception when others then
+      v_said := v_said || sqlerrm;
+    end;
+  end loop;
+  if v_said[3] = v_said[2] then
+    return null;
+  end if;
+  -- Pieces that may end a text: operators, casts, parameters, numbers, and names with a dollar sign are not taken apart.
+  v_starts := array(
+    select t.place
+    from (
+      select t.*, lag(t.place) over w as last_place, lag(t.kind) over w as last_kind, lag(t.token) over w as last_token
+      from sequin._tokens(expression) t
+      window w as (order by t.place)) t
+    where t.last_place is null
+       or t.last_kind <> 'other' and (t.token <> '$' or t.place > t.last_place + length(t.last_token))
+          -- What these are depends on the next word.
+          and t.last_token not in ('not', 'nulls', 'with', 'without', 'format')
+       or t.last_token in ('(', ')', ',', '[', ']') or t.last_kind = 'other' and t.place > t.last_place + 1
+    order by t.place);
+  v_high := cardinality(v_starts) + 1;
+  while v_low < v_high loop
+    v_middle := (v_low + v_high) / 2;
+    begin
+      execute E'select (\n' || case when v_middle = cardinality(v_starts) then expression else left(expression, v_starts[v_middle + 1] - 1) end;
+    exception when others then
+      v_word := sqlerrm;
+    end;
+    if v_word = v_said[1] then
+      v_low := v_middle + 1;
+    else
+      v_high := v_middle;
+      v_said[3] := v_word;
+    end if;
+  end loop;
+  if v_low > cardinality(v_starts) then
+    return length(expression) + 1;
+  end if;
+  v_word := substring(v_said[3] from '"(.*)"');
+  return v_starts[v_low] + greatest(0, strpos(
+    substr(expression, v_starts[v_low], coalesce(v_starts[v_low + 1], length(expression) + 1) - v_starts[v_low]), v_word) - 1);
+end $body$;
+
+-- Where a name, with dots or without, or the function of that name, is first in an expression. Null: nowhere.
+create or replace function sequin._name_place(expression text, name text, is_function boolean)
+returns int
+language sql
 immutable
 set search_path = pg_catalog, pg_temp
 as $$
+  with tokens as (
+    select t.*, row_number() over w as n, lag(t.token) over w as before
+    from sequin._tokens(expression) t
+    window w as (order by t.place)
+  ), parts as (
+    select p.part, 2 * p.n - 2 as n, count(*) over () as count from unnest(string_to_array(name, '.')) with ordinality p(part, n)
+  )
+  select min(t.place)
+  from tokens t
+  where t.kind in ('name', 'quoted') and t.before is distinct from '.'
+    and (select bool_and(coalesce(k.token, '') = p.part and k.kind in ('name', 'quoted')) from parts p left join tokens k on k.n = t.n + p.n)
+    and (select coalesce(k.token, '') = '(' from (select max(p.n) + t.n + 1 as n from parts p) e left join tokens k on k.n = e.n) = is_function
+$$;
+
+-- Says of an error of the server's whose expression it is of, and where, if that can be told: place is given of one of the
+-- grammar's. None but what says nothing of the expression is left as it is, with the statement that it came of.
+create or replace function sequin._explain_error(
+  label text, is_far boolean, expression text, place int, code text, message text, hint text
+)
+returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
 declare
-  v_code text := code;
+  v_code text := case
+    when code in ('42703', '42702', '42P01', '42P02', '42704', '3F000', '42883') then '42703'
+    when code in ('42804', '42846', '42725', '42809', '42P16', '42P18', '42P21', '42P22') or message like '%set-returning%' then '42804'
+    when left(code, 2) in ('42', '54', '0A') and code <> '42501' then '42601'
+    else code end;
   v_message text := message;
-  v_hint text := coalesce(
-    nullif(hint, ''), 'It is one SQL expression over new, old, action, table_name and committed_at: ''new.amount > 100''.');
+  v_hint text := case when hint not like '%\_sequin\_%' then replace(nullif(hint, ''), '_sequin.', '') end;
+  v_place int := place;
   v_word text;
   v_pattern text;
-  v_place int;
 begin
-  if left(code, 2) not in ('22', '42', '3F', '54') or code = '42501' then
+  if left(code, 2) in ('08', '25', '40', '53', '55', '57', '58', 'XX') then
     return;
-  elsif code = '3F000' then
-    v_code := '42883';
-  elsif left(code, 2) = '54' then
-    v_code := '42601';
+  elsif code = '42501' and not has_database_privilege(current_database(), 'temporary') then
+    v_message := format('it is checked by a temporary view, and role "%s" may not make one', current_user);
+    v_hint := format('grant temporary on database %I to %I;', current_database(), current_user);
   elsif code = '42702' then
-    v_code := '42703';
     v_hint := 'Say whose: new.column, or old.column.';
   elsif code = '42804' and message like 'argument of IS TRUE must be type boolean, not type %' then
     v_message := format('it is of type %s, and not boolean', substr(message, 52));
-    v_hint := 'A filter is true or false: ''new.amount > 100''.';
+    v_hint := case when is_far then 'A filter is true or false: (new->>''amount'')::numeric > 100'
+      else 'A filter is true or false: ''new.amount > 100''.' end;
     v_place := 1;
+  elsif code = '42804' and message = 'argument of IS TRUE must not return a set' then
+    v_message := 'it returns a set, and not one value';
   elsif code = '42P16' and message like 'column "\_sequin\_value" has pseudo-type %' then
-    v_code := '42804';
     v_message := format('it is of type %s, and not jsonb', substr(message, 40));
     v_hint := 'jsonb_build_object(''id'', new.id), to_jsonb(new), or a cast: (…)::jsonb.';
     v_place := 1;
+  elsif code = '42803' then
+    v_message := 'it has an aggregate function';
+  elsif is_far and message ~ '^missing FROM-clause entry for table "(new|old)"$' then
+    v_message := substring(message from '"(.*)"') || ' is jsonb here, and has no columns';
+  elsif code = '42703' or message like 'missing FROM-clause entry%' then
+    v_hint := coalesce(v_hint, 'A column is new.… or old.…; to_jsonb(new) is the row as jsonb.');
+  end if;
+  if is_far and v_code in ('42601', '42703', '42804') and v_hint not like 'A filter %' then
+    v_hint := null;
+  end if;
+
+  if code = '42883' then
+    v_word := substring(message from '^function (.*?)\(');
+    if exists (select from pg_proc p where p.proname = regexp_replace(v_word, '^.*\.', ''))
+       or exists (select from pg_operator o where o.oprname = substring(message from ' ([-+*/<>=~!@#%^&|`?]+) ')) then
+      -- There are such, of other types.
+      v_code := '42804';
+    end if;
+    v_place := sequin._name_place(expression, v_word, true);
+  elsif v_code = '42703' then
+    v_place := sequin._name_place(
+      expression, substring(message from '^column ([^" ]+) does not exist'), false);
+    v_place := coalesce(v_place, sequin._name_place(expression, substring(message from '"(.*?)"'), false));
   end if;
   v_word := coalesce(
-    substring(message from '(?:at or near|: |column reference|type modifier) "(.*)"'),
-    substring(message from '^column "?(.*?)"? does not exist'),
-    substring(message from '^function (.*?)\('),
+    substring(message from '(?:at or near|: |type modifier) "(.*)"'),
+    substring(message from '(\$\d+)$'),
     substring(message from '^operator does not exist: .*? ([-+*/<>=~!@#%^&|`?]+) '),
-    substring(message from '"(.*)"'));
+    substring(message from '"(.*?)"'));
   if v_place is null and v_word <> '' then
     v_pattern := case
       when v_word ~ '^\w' then '(?<!\w)%s(?!\w)'
@@ -384,19 +536,16 @@ begin
     v_pattern := '(?i)' || format(v_pattern, regexp_replace(v_word, '([][\\^$.|?*+(){}-])', '\\\1', 'g'));
     if (select count(*) from regexp_matches(expression, v_pattern, 'g')) = 1 then
       v_place := length((regexp_split_to_array(expression, v_pattern))[1]) + 1;
-    elsif v_word = ')' and strpos(expression, ')') = 0 then
-      v_place := length(expression) + 1;
-      v_message := 'syntax error at the end of it,';
     end if;
   end if;
-  if v_place is null and v_code = code then
-    return;
+  if place > length(expression) then
+    v_message := 'syntax error at the end of it,';
   end if;
   raise exception using
     errcode = v_code,
-    message = format('%s: %s', label, v_message) || case when v_place is null then '' else format(' at position %s', v_place) end,
+    message = format('%s: %s', label, v_message) || coalesce(' at position ' || v_place, ''),
     detail = left(expression, 200),
-    hint = v_hint;
+    hint = coalesce(v_hint, sequin._expression_hint(is_far));
 end $$;
 
 -- Parses an expression ('filter' or 'transform') for tables, as the caller: temporary views, for _compile to look at
@@ -405,14 +554,25 @@ end $$;
 create or replace function sequin._parse(label text, relations oid[], kind text, expression text)
 returns oid[]
 language plpgsql
+-- But for its names, a text means one thing: whoever its author is, and whatever runs when.
 set standard_conforming_strings = on
+set transform_null_equals = off
+set array_nulls = on
+set xmloption = content
+set timezone = 'UTC'
+set datestyle = 'ISO, MDY'
+set intervalstyle = 'postgres'
+set lc_monetary = 'C'
 as $$
 -- Not a definer and no search_path of its own: names resolve as the caller sees them.
 declare
   v_statements text[];
   v_views pg_catalog.oid[] := '{}';
   v_name text;
+  v_code pg_catalog.text;
+  v_message pg_catalog.text;
   v_hint text;
+  v_place pg_catalog.int4;
 begin
   if expression is null then
     return null;
@@ -429,7 +589,12 @@ begin
       execute v_statements[v_i];
     exception when others then
       get stacked diagnostics v_hint = pg_exception_hint;
-      perform sequin._explain_error(label, expression, sqlstate, sqlerrm, v_hint);
+      v_code := sqlstate;
+      v_message := sqlerrm;
+      v_place := case when v_code operator(pg_catalog.=) '42601' then sequin._syntax_place(expression) end;
+      perform sequin._explain_error(
+        case when v_place is null then sequin._label_of(label, relations, v_i) else label end,
+        relations[v_i] operator(pg_catalog.=) 0::pg_catalog.oid, expression, v_place, v_code, v_message, v_hint);
       raise;
     end;
     v_views := pg_catalog.array_append(v_views, pg_catalog.to_regclass(pg_catalog.concat('pg_temp.', v_name))::pg_catalog.oid);
@@ -489,6 +654,7 @@ returns boolean
 language sql
 stable
 set search_path = pg_catalog, pg_temp
+set quote_all_identifiers = off
 as $$
   select coalesce(case split_part(name, ' ', 1)
     -- Their names are compared, not looked up: where one of their types is gone, that is an error before 16.
@@ -511,6 +677,7 @@ returns text[]
 language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
 as $$
 declare
   -- The nodes of scalar expressions, as the server's versions call them.
@@ -529,12 +696,14 @@ begin
     from (
       select (regexp_matches(tree, '(?:^|[^\\]){([A-Z]+)', 'g'))[1] as node) n
     where n.node <> all (v_nodes) and n.node <> all (array(select (regexp_matches(frame, '(?:^|[^\\]){([A-Z]+)', 'g'))[1]))
-    order by n.node <> 'SUBLINK', n.node
+    order by n.node <> 'SUBLINK', n.node <> 'WINDOWFUNC', n.node
   loop
     v_problem := case
       when v_node = 'SUBLINK' then 'a subquery' || sequin._at_position(expression, '{select,values,table,with}')
-      when v_node in ('AGGREF', 'GROUPINGFUNC') then 'an aggregate function'
-      when v_node = 'WINDOWFUNC' then 'a window function'
+      when v_node in ('AGGREF', 'GROUPINGFUNC', 'WINDOWFUNC') then
+        case when v_node = 'WINDOWFUNC' then 'a window function' else 'an aggregate function' end || coalesce((
+          select format(': %s', p.proname) || sequin._at_position(expression, array[p.proname::text]) from pg_proc p
+          where p.oid = substring(tree from ':(?:aggfnoid|winfnoid) (\d+)')::oid), '')
       when v_node like 'COERCETODOMAIN%' then 'a cast to a domain'
       else format('something that is not an expression (%s)', lower(v_node))
     end;
@@ -706,9 +875,15 @@ create or replace function sequin._compile(label text, relations oid[], kind tex
 returns setof sequin._expression
 language plpgsql
 set search_path = pg_catalog, pg_temp
+-- What is printed here is read under _evaluate's settings.
+set standard_conforming_strings = on
+set quote_all_identifiers = off
 set timezone = 'UTC'
-set datestyle = 'ISO'
+set datestyle = 'ISO, MDY'
 set intervalstyle = 'postgres'
+set extra_float_digits = 1
+set bytea_output = 'hex'
+set lc_monetary = 'C'
 as $$
 declare
   e sequin._expression;
@@ -722,8 +897,15 @@ declare
   v_suffix text;
   v_type oid;
   v_token record;
+  v_label text;
+  v_name text;
 begin
-  perform sequin._check_expression(label, expression);
+  perform sequin._check_expression(label, 0 = any (relations), expression);
+  if not has_database_privilege(current_database(), 'temporary') then
+    raise insufficient_privilege using
+      message = format('%s: it is checked by a temporary view, and role "%s" may not make one', label, current_user),
+      hint = format('grant temporary on database %I to %I;', current_database(), current_user);
+  end if;
   if cardinality(views) is distinct from cardinality(relations) then
     raise invalid_parameter_value using
       message = format('%s: it was not parsed for this stream', label),
@@ -737,6 +919,7 @@ begin
         hint = 'Call sequin.create_consumer or sequin.alter_consumer.';
     end if;
     e := null;
+    v_label := sequin._label_of(label, relations, v_i);
     e.relation := relations[v_i];
     e.is_typed := e.relation <> 0;
 
@@ -754,20 +937,28 @@ begin
     -- What begins on a line of its own, as CASE does, takes the space before it away.
     v_prefix := rtrim(left(v_frame_def, strpos(v_frame_def, v_known) - 1));
 
-    e.others := sequin._check_tree(label, kind, expression, v_tree, v_frame_tree);
+    e.others := sequin._check_tree(v_label, kind, expression, v_tree, v_frame_tree);
     if length(v_prefix) = 0 or left(v_def, length(v_prefix)) <> v_prefix or right(v_def, length(v_suffix)) <> v_suffix
        or length(v_def) <= length(v_prefix) + length(v_suffix) then
       raise syntax_error using
-        message = format('%s: it is not one expression', label),
-        hint = 'It is one SQL expression over new, old, action, table_name and committed_at: ''new.amount > 100''.';
+        message = format('%s: it is not one expression', v_label),
+        hint = sequin._expression_hint(not e.is_typed);
     end if;
     e.compiled := btrim(substr(v_def, length(v_prefix) + 1, length(v_def) - length(v_prefix) - length(v_suffix)), e' \n');
+    -- However they were written: what it is read from has other names when it is evaluated.
+    select t.token into v_name
+    from sequin._tokens(e.compiled) t where t.kind in ('name', 'quoted') and t.token like '\_sequin\_%' limit 1;
+    if found then
+      raise undefined_column using
+        message = format('%s: there is no %s', v_label, v_name),
+        hint = 'The names there are: new, old, action, table_name and committed_at.';
+    end if;
     select a.atttypid into v_type from pg_attribute a where a.attrelid = views[v_i] and a.attnum = 1;
     if kind = 'transform' and v_type = 'json'::regtype then
       e.compiled := format('(%s)::jsonb', e.compiled);
     elsif v_type <> (case when kind = 'filter' then 'boolean' else 'jsonb' end)::regtype then
       raise datatype_mismatch using
-        message = format('%s: it is of type %s, and not jsonb', label, format_type(v_type, -1)),
+        message = format('%s: it is of type %s, and not jsonb', v_label, format_type(v_type, -1)),
         hint = 'jsonb_build_object(''id'', new.id), to_jsonb(new), or a cast: (…)::jsonb.';
     end if;
 
@@ -813,7 +1004,7 @@ begin
         where n.kind = 'name' and n.token in ('new', 'old') and n.dot = '.' and n.name = '*' and n.before is distinct from '.');
     end if;
     -- Planned without a message: what is wrong whatever the message, is wrong now.
-    perform sequin._rehearse(label, e, kind);
+    perform sequin._rehearse(v_label, e, kind);
     return next e;
   end loop;
 end $$;

@@ -109,11 +109,17 @@ create or replace function sequin._evaluate(source text, filter sequin._expressi
 returns table (seq bigint, group_hash int, record jsonb, error text)
 language plpgsql
 set search_path = pg_catalog, pg_temp
+-- What the server printed means what it did, and a value's text is the same, whoever the caller is.
+set standard_conforming_strings = on
+set transform_null_equals = off
+set array_nulls = on
+set xmloption = content
 set timezone = 'UTC'
-set datestyle = 'ISO'
+set datestyle = 'ISO, MDY'
 set intervalstyle = 'postgres'
 set extra_float_digits = 1
 set bytea_output = 'hex'
+set lc_monetary = 'C'
 set enable_seqscan = off
 set enable_bitmapscan = off
 set jit = off
@@ -198,10 +204,18 @@ create or replace function sequin._rehearse(label text, e sequin._expression, ki
 returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
+-- As _evaluate.
+set standard_conforming_strings = on
+set transform_null_equals = off
+set array_nulls = on
+set xmloption = content
 set timezone = 'UTC'
+set datestyle = 'ISO, MDY'
+set intervalstyle = 'postgres'
+set extra_float_digits = 1
+set bytea_output = 'hex'
+set lc_monetary = 'C'
 as $$
-declare
-  v_hint text;
 begin
   execute format('explain select %s from (select %s) _sequin_m%s', e.inlined,
     'null::jsonb as new_record, null::jsonb as old_record, null::text as action, null::text as table_name,'

@@ -18,6 +18,7 @@ returns table (partition oid, from_at timestamptz, to_at timestamptz)
 language sql
 stable
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
 set timezone = 'UTC'
 set datestyle = 'ISO'
 as $$

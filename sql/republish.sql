@@ -219,6 +219,7 @@ returns bigint
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
 set enable_seqscan = off
 -- What a key's text depends on, as capture has it.
 set timezone = 'UTC'

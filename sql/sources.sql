@@ -62,6 +62,7 @@ returns void
 language plpgsql
 immutable
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
 as $$
 begin
   if conninfo is null or conninfo !~ '^(postgres(ql)?://\S+|env:[A-Za-z_][A-Za-z0-9_]*|(\s*[a-z_]+\s*=\s*(''([^''\\]|\\.)*''|([^''\\\s]|\\.)([^\\\s]|\\.)*))+\s*)$' then

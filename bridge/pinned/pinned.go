@@ -22,7 +22,7 @@ func Pin(params map[string]string) {
 		"jit":                                 "off", // a plan made without enable_seqscan looks dear, and is compiled at each call
 		"lock_timeout":                        "0",
 		"search_path":                         "pg_catalog",
-		"standard_conforming_strings":         "on", // what a filter was compiled to is text that was printed so
+		"standard_conforming_strings":         "on", // what a backfill chooses rows by is text that the server has printed
 		"statement_timeout":                   "0",
 		"synchronous_commit":                  "on",
 	} {
@@ -38,7 +38,7 @@ func Pin(params map[string]string) {
 func Print(params map[string]string) {
 	for setting, value := range map[string]string{
 		"bytea_output":       "hex",
-		"DateStyle":          "ISO",
+		"DateStyle":          "ISO, MDY",
 		"extra_float_digits": "3",
 		"IntervalStyle":      "postgres",
 		"lc_monetary":        "C",

@@ -251,6 +251,32 @@ func TestConfigure(t *testing.T) {
 	}
 }
 
+// Without the right to make temporary tables a filter cannot be checked: that is said, and how to mend it.
+func TestFilterTemporary(t *testing.T) {
+	db, roles := setup(t, "admin")
+	db.Exec(`select sequin.grant_configure($1)`, roles["admin"])
+	db.Exec(`grant select on orders to ` + roles["admin"])
+	before := db.ConnectAs(roles["admin"])
+	if code := code(t, before, `select sequin.create_consumer('x', 'orders', filter => 'new.id > 1')`); code != "" {
+		t.Fatalf("got %s", code)
+	}
+	db.Exec(`revoke temporary on database ` + db.Name + ` from public`)
+	var hint string
+	for name, conn := range map[string]*pgx.Conn{"a session that has made some": before, "another": db.ConnectAs(roles["admin"])} {
+		_, err := conn.Exec(t.Context(), `select sequin.create_consumer('y', 'orders', filter => 'new.id > 1')`)
+		var e *pgconn.PgError
+		if !errors.As(err, &e) || e.Code != pgerrcode.InsufficientPrivilege || !strings.Contains(e.Message, `consumer "y": filter: `) {
+			t.Errorf("%s: got %v", name, err)
+			continue
+		}
+		hint = e.Hint
+	}
+	db.Exec(hint)
+	if code := code(t, before, `select sequin.create_consumer('y', 'orders', filter => 'new.id > 1')`); code != "" {
+		t.Errorf("after %s: got %s", hint, code)
+	}
+}
+
 // What somebody puts in the way of names does not lead a definer function astray.
 func TestShadows(t *testing.T) {
 	db, roles := setup(t, "worker")

@@ -110,7 +110,7 @@ func TestGoingBack(t *testing.T) {
 	if e := home.Error(`select sequin.backfill('bare')`); e.Code != "55000" || !strings.Contains(e.Message, "no primary key") {
 		t.Errorf("got %s: %s", e.Code, e.Message)
 	}
-	if e := home.Error(`select sequin.backfill('c', filter => 'new.rank > 1')`); e.Code != "42P01" {
+	if e := home.Error(`select sequin.backfill('c', filter => 'new.rank > 1')`); e.Code != "42703" || !strings.Contains(e.Hint, `(new->>'amount')::numeric > 100`) {
 		t.Errorf("got %s: %s", e.Code, e.Message)
 	}
 	far.Exec(`insert into item values (3000, 3000, 'last')`)

@@ -57,13 +57,21 @@ var hostile = []struct {
 	{name: "dollar quotes", filter: `new.note = $$1$$ or new.note = $a$2$a$`, chosen: 2},
 	{name: "dollar quotes that hide", filter: `new.note = $a$); drop table item; $$ -- $a$ or new.id = 1`, chosen: 1},
 	{name: "dollar quotes without end", filter: `new.note = $a$1$b$`, code: "42601"},
-	{name: "a parameter", filter: `new.id = $1`, code: "42P02"},
+	{name: "dollar quotes to begin with", filter: `$$1$$ = new.note or $a$2$a$ = new.note`, chosen: 2},
+	{name: "dollar quotes to begin with, and out", filter: `$a$ ( $a$ = '') or (true`, code: "42601"},
+	{name: "a name with dollars", filter: `true or a$$) or (true or $$ = ''`, code: "42601"},
+	{name: "a name with dollars and digits", filter: `true or a$1$$) or (true or $$ = ''`, code: "42601"},
+	{name: "a name of all planes", filter: `true or 𝒳$$) or (true or $$ = ''`, code: "42601"},
+	{name: "a string that goes on", filter: "new.note = E'1'\n'\\'' ); drop table item; --'", code: "42601"},
+	{name: "a string that goes on after a comment", filter: "new.note = E'1' --\n'\\'' ); drop table item; --'", code: "42601"},
+	{name: "a string in parts", filter: "new.note = E'\\x'\n'31' or new.note = 'a'\n'\\' or new.id = 1", chosen: 1},
+	{name: "a parameter", filter: `new.id = $1`, code: "42703"},
 	{name: "a subquery", filter: `exists (select from secret)`, code: "42601"},
 	{name: "a subquery in a row", filter: `(select word from secret) = 'hush'`, code: "42601"},
 	{name: "an array of a subquery", filter: `cardinality(array(select word from secret)) = 1`, code: "42601"},
 	{name: "table", filter: `(table secret) = 'hush'`, code: "42601"},
 	{name: "values", filter: `(values (true))`, code: "42601"},
-	{name: "with", filter: `(with x as (insert into ran values ('x') returning 1) select true)`, code: "0A000"},
+	{name: "with", filter: `(with x as (insert into ran values ('x') returning 1) select true)`, code: "42601"},
 	{name: "union", filter: `true union select true`, code: "42601"},
 	{name: "from", filter: `true from secret`, code: "42601"},
 	{name: "another column", filter: `true as x, true`, code: "42601"},
@@ -89,14 +97,14 @@ var hostile = []struct {
 	{name: "a large object", filter: `lo_import('/etc/passwd') > 0`, code: "42601"},
 	{name: "terminating others", filter: `pg_terminate_backend(1)`, code: "42601"},
 	{name: "an aggregate", filter: `count(*) > 0`, code: "42601"},
-	{name: "an aggregate of a column", filter: `bool_or(new.id > 0)`, code: "42803"},
+	{name: "an aggregate of a column", filter: `bool_or(new.id > 0)`, code: "42601"},
 	{name: "a window function", filter: `row_number() over () = 1`, code: "42601"},
 	{name: "a set", filter: `generate_series(1, 3) = 1`, code: "42804"},
 	{name: "a set of a column", filter: `unnest(array[true, false])`, code: "42804"},
 	{name: "an operator of one's own", filter: `new.id === 1`, code: "42601"},
 	{name: "a cast that fails at once", filter: `new.id = 'x'::int`, code: "22P02"},
 	{name: "what fails at once", filter: `1 / 0 = 1`, code: "22012"},
-	{name: "a cast of one's own", filter: `new.feeling::json is not null`, code: "42846"},
+	{name: "a cast of one's own", filter: `new.feeling::json is not null`, code: "42804"},
 	{name: "a cast inside to_jsonb", filter: `to_jsonb(new.feeling) = '"sad"'`, chosen: 10},
 	{name: "a cast of a literal", filter: `to_jsonb('sad'::cast_mood) = '1'`, code: "42601"},
 	{name: "a domain", filter: `new.id::checked > 0`, code: "42601"},
@@ -109,6 +117,11 @@ var hostile = []struct {
 	{name: "columns of domains", filter: `new.n = 1 and new.ns = '{1,2}' and new.p = '(1,2)' and new.r = '[1,2)'`, chosen: 10},
 	{name: "the whole of them", filter: `to_jsonb(new) ->> 'n' = '1'`, chosen: 10},
 	{name: "a reference to what it is evaluated in", filter: `_sequin_m.record is null`, code: "42703"},
+	{name: "what a probe is made of", filter: `record is null`, code: "42703"},
+	{name: "whether there is a row", filter: `has_new or has_old`, code: "42703"},
+	{name: "a reference in unicode", filter: `U&"\005fsequin_m".U&"\005fsequin_record" is null`, code: "42703"},
+	{name: "a row in unicode", filter: `U&"\005fsequin_m" is not null`, code: "42703"},
+	{name: "a row in unicode, cast", filter: `U&"\005fsequin_m".record is not null`, code: "42703"},
 	{name: "a name that shadows", filter: `abs(new.id) = 1 and upper(new.note) = '0'`, chosen: 1},
 	{name: "a column called as a name", filter: `new.action = 'x' and action = 'insert'`, chosen: 10},
 	{name: "an unreadable function", filter: `citext_eq(new.note::citext, '1')`, chosen: 1},
@@ -124,7 +137,7 @@ var hostile = []struct {
 	{name: "a keyword", filter: `select`, code: "42601"},
 	{name: "default", filter: `default`, code: "42601"},
 	{name: "an asterisk", filter: `*`, code: "42601"},
-	{name: "another row's columns", filter: `item.id = 1`, code: "42P01"},
+	{name: "another row's columns", filter: `item.id = 1`, code: "42703"},
 	{name: "system columns", filter: `new.ctid is not null`, code: "42703"},
 }
 
@@ -221,6 +234,56 @@ func TestFilterIsNotLedAstray(t *testing.T) {
 	}
 }
 
+// What is wrong is said in words of Sequin's: with the consumer, a position where there is one, and a hint; and nothing of
+// the statement that it was found out with.
+func TestExpressionErrors(t *testing.T) {
+	f := setup(t, "changes")
+	f.Exec(`alter table item add "Total" int, add amount numeric`)
+	for _, test := range []struct{ filter, code, message, hint string }{
+		{`new.amont > 1 or new.amont < 0`, "42703", `column new.amont does not exist at position 1`, `new.amount`},
+		{`'new.amont' = '' or new.amont < 0`, "42703", `column new.amont does not exist at position 21`, `new.amount`},
+		{`foo > foo`, "42703", `column "foo" does not exist at position 1`, `to_jsonb(new)`},
+		{`new."Total" > 5 or total > 5`, "42703", `column "total" does not exist at position 20`, `new.Total`},
+		{`record is null`, "42703", `column "record" does not exist at position 1`, `to_jsonb(new)`},
+		{`actoin = 'insert'`, "42703", `column "actoin" does not exist at position 1`, `"action"`},
+		{`item.id = 1`, "42703", `"item" at position 1`, `to_jsonb(new)`},
+		{`new.id = $1 or new.grp = $1`, "42703", `there is no parameter $1`, ``},
+		{`new.note collate "nope" = 'x'`, "42703", `collation "nope"`, ``},
+		{`new.amount operator(nosuch.=) 1`, "42703", `"nosuch" does not exist at position 21`, ``},
+		{`new.note::nope = new.note::nope`, "42703", `type "nope" does not exist at position 11`, ``},
+		{`nope(new.id) or nope(new.id)`, "42703", `function nope(integer) does not exist at position 1`, ``},
+		{`'x'::regclass is null`, "42703", `relation "x" does not exist`, ``},
+		{`new.id = 1 = = 1`, "42601", `syntax error at or near "=" at position 12`, ``},
+		{`new.id = 1 and (new.id >= 2 or new.id => 3)`, "42601", `syntax error at or near "=>" at position 39`, ``},
+		{`new.note is is null`, "42601", `syntax error at or near "is" at position 13`, ``},
+		{`'is' is null and new.id::int is is null`, "42601", `syntax error at or near "is" at position 33`, ``},
+		{`new.id >`, "42601", `syntax error at the end of it, at position 9`, ``},
+		{`default`, "42601", ``, ``},
+		{`count(*) > 1`, "42601", `it has an aggregate function: count at position 1`, ``},
+		{`bool_or(new.id > 0)`, "42601", `it has an aggregate function`, ``},
+		{`new.id = 1 and row_number() over () = 1`, "42601", `it has a window function: row_number at position 16`, ``},
+		{`sum(new.id) over (order by new.id) = 1`, "42601", `it has a window function: sum at position 1`, ``},
+		{`generate_series(1, 2) = 1`, "42804", `it returns a set`, ``},
+		{`coalesce(generate_series(1, 2), 1) = 1`, "42804", `set`, ``},
+		{`new.note like 'a' and new.note and true`, "42804", `argument of AND must be type boolean`, ``},
+		{`case new.id when 1 then true else 2 end`, "42804", `CASE types`, ``},
+		{`new.id = any (1)`, "42804", `requires array on right side`, ``},
+		{`new.id = new.note or new.id = 1`, "42804", `operator does not exist: integer = text`, `type cast`},
+		{`lower(new.id) = 'x'`, "42804", `function lower(integer) does not exist at position 1`, `type cast`},
+		{`new.id = 'x'`, "22P02", `"x"`, ``},
+		{`1 / 0 > 1`, "22012", `division by zero`, ``},
+	} {
+		e := f.Error(`select sequin.create_consumer('x', 's', filter => $1)`, test.filter)
+		if e.Code != test.code || !strings.HasPrefix(e.Message, `consumer "x": filter: `) || !strings.Contains(e.Message, test.message) ||
+			e.Hint == "" || !strings.Contains(e.Hint, test.hint) {
+			t.Errorf("%s: got %s: %s (hint: %s); want %s, %q and %q", test.filter, e.Code, e.Message, e.Hint, test.code, test.message, test.hint)
+		}
+		if e.InternalQuery != "" || strings.Contains(e.Message+e.Detail+e.Hint, "_sequin") {
+			t.Errorf("%s: it shows what it is checked by: %s %s %s %s", test.filter, e.Message, e.Detail, e.Hint, e.InternalQuery)
+		}
+	}
+}
+
 // pieces is what random expressions are made of.
 var pieces = []string{
 	"new.id", "old.id", "new.note", "new", "old", "action", "table_name", "committed_at", "(", ")", "(", ")", "'", "''", "'x'", `"`, "$$", "$a$", "E'", `\`,
@@ -300,6 +363,38 @@ func TestRandomFilters(t *testing.T) {
 	}
 	if n := pgtest.Value[int](f.DB, `select count(*) from sequin.consumers`); n != 0 {
 		t.Errorf("%d consumers are left", n)
+	}
+}
+
+// Where the grammar ends an expression is where the server says that it does, to whom it tells the position.
+func TestSyntaxPlace(t *testing.T) {
+	f := setup(t, "changes")
+	seed := pgtest.Seed(t)
+	random := rand.New(rand.NewPCG(seed, 1))
+	conn := f.Connect()
+	compared := 0
+	for range 2000 * pgtest.Rounds(t, 1) {
+		expression := randomExpression(random)
+		var isWhole bool
+		if err := conn.QueryRow(t.Context(), `select sequin._check_expression('x', false, $1) is not null`, expression).Scan(&isWhole); err != nil {
+			continue
+		}
+		_, err := conn.Prepare(t.Context(), "", "select (\n"+expression+"\n) is true")
+		var e *pgconn.PgError
+		if !errors.As(err, &e) || e.Code != "42601" || !strings.HasPrefix(e.Message, "syntax error at or near") {
+			continue
+		}
+		want := int(e.Position) - len("select (\n")
+		if e.Message == `syntax error at or near ")"` && want > len([]rune(expression)) {
+			want = len([]rune(expression)) + 1
+		}
+		if got := pgtest.Value[int](f.DB, `select coalesce(sequin._syntax_place($1), 0)`, expression); got != want {
+			t.Errorf("seed %d: %q: got %d, and it is %s at %d", seed, expression, got, e.Message, want)
+		}
+		compared++
+	}
+	if compared < 100 {
+		t.Errorf("%d of them were compared", compared)
 	}
 }
 

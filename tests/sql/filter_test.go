@@ -333,10 +333,10 @@ func TestFilterTables(t *testing.T) {
 	f.Exec(`create table "Other" (id int primary key, grp text, "Note" text, action int)`)
 	f.Exec(`select sequin.create_stream('two', '{item, "\"Other\""}', mode => 'changes')`)
 	f.Exec(`select sequin.create_consumer('c', 'two', filter => 'new.grp::text > ''1'' and table_name in (''item'', ''Other'')', transform => 'row_to_json(new)')`)
-	if e := f.Error(`select sequin.create_consumer('d', 'two', filter => 'new.note = ''x''')`); e.Code != "42703" {
+	if e := f.Error(`select sequin.create_consumer('d', 'two', filter => 'new.note = ''x''')`); e.Code != "42703" || !strings.Contains(e.Message, `filter, for table public."Other": `) {
 		t.Errorf("a column of one of them: %s %s", e.Code, e.Message)
 	}
-	if e := f.Error(`select sequin.create_consumer('d', 'two', filter => 'new.grp > 1')`); e.Code != "42883" {
+	if e := f.Error(`select sequin.create_consumer('d', 'two', filter => 'new.grp > 1')`); e.Code != "42804" || !strings.Contains(e.Message, `filter, for table public."Other": `) {
 		t.Errorf("a type of one of them: %s %s", e.Code, e.Message)
 	}
 	other := func(key int, grp string) row {
