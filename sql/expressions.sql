@@ -554,15 +554,11 @@ end $$;
 create or replace function sequin._parse(label text, relations oid[], kind text, expression text)
 returns oid[]
 language plpgsql
--- But for its names, a text means one thing: whoever its author is, and whatever runs when.
+-- But for its names, and the dates and times in it, which are its author's, a text means one thing, whoever that is.
 set standard_conforming_strings = on
 set transform_null_equals = off
 set array_nulls = on
 set xmloption = content
-set timezone = 'UTC'
-set datestyle = 'ISO, MDY'
-set intervalstyle = 'postgres'
-set lc_monetary = 'C'
 as $$
 -- Not a definer and no search_path of its own: names resolve as the caller sees them.
 declare

@@ -17,7 +17,7 @@ var sessionSettings = []string{
 // An expression means what it means in any session: in the one that it is written in, and in those that it is evaluated in.
 func TestExpressionSettings(t *testing.T) {
 	const transform = `jsonb_build_object('text', new.note = 'a\b', 'null', new.note = null, 'array', '{NULL}'::text[],
-		'date', '01/02/2024'::date, 'day', new.day::date, 'at', '2024-01-01'::timestamptz, 'interval', '-1 2:03'::interval,
+		'date', '2024-01-02'::date, 'day', new.day::date, 'at', '2024-01-01 00:00+00'::timestamptz, 'interval', '-1 days +02:03'::interval,
 		'float', 0.1::float8 + 0.2::float8, 'bytes', '\x5c00'::bytea, 'bytes as text', new.bytes::text, 'mood', new.mood)`
 	const want = `{"at": "2024-01-01T00:00:00+00:00", "day": "2024-01-02", "date": "2024-01-02", "mood": "sad", "null": null, "text": true, ` +
 		`"array": [null], "bytes": "\\x5c00", "float": 0.30000000000000004, "interval": "-1 days +02:03:00", "bytes as text": "\\x5c"}`
@@ -66,6 +66,22 @@ func TestExpressionSettings(t *testing.T) {
 	}
 }
 
+// Dates and times are as their author writes them, like those of any statement of the same session.
+func TestExpressionTimes(t *testing.T) {
+	f := setup(t, "changes")
+	conn := f.Connect()
+	if _, err := conn.Exec(t.Context(), `set timezone = 'Asia/Tokyo'; set datestyle = 'SQL, DMY'; set intervalstyle = 'sql_standard';
+		select sequin.create_consumer('c', 's', transform => $$jsonb_build_object('at', '2024-01-01 09:00'::timestamptz, 'date', '01/02/2024'::date,
+			'interval', '-1 2:03'::interval)$$)`); err != nil {
+		t.Fatal(err)
+	}
+	f.write(inserts(1)...)
+	const want = `{"at": "2024-01-01T00:00:00+00:00", "date": "2024-02-01", "interval": "-1 days -02:03:00"}`
+	if got := f.records("c"); len(got) != 1 || got[0] != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
 // What a role writes into a string of a filter stays in the string, whatever it sets where the filter is evaluated with the
 // rights of the owner.
 func TestStringStaysOne(t *testing.T) {
@@ -74,7 +90,7 @@ func TestStringStaysOne(t *testing.T) {
 	f.Exec(`create role ` + worker + ` login`)
 	f.Cleanup(func() { f.Exec(`drop owned by ` + worker + ` cascade; drop role ` + worker) })
 	f.Exec(`select sequin.grant_configure($1)`, worker)
-	f.Exec(`grant select on item to ` + worker + `; grant create on schema public to ` + worker)
+	f.Exec(`grant select on item, sequin.messages to ` + worker + `; grant create on schema public to ` + worker)
 	f.Exec(`create table ran (who text); grant insert on ran to public`)
 	conn := f.ConnectAs(worker)
 	exec := func(sql string, args ...any) {
