@@ -280,7 +280,7 @@ func TestTableUnpublished(t *testing.T) {
 	db.Exec(`alter publication sequin drop table t`)
 	db.Exec(`insert into t values (2)`)
 	db.Exec(`insert into u values (3)`)
-	awaitHealth(t, db, "error table public.t", "alter publication sequin add table public.t;")
+	awaitHealth(t, db, "error table public.t", "alter publication sequin add table only public.t;")
 	db.Exec(`alter publication sequin add table public.t`)
 	db.Exec(`insert into t values (4)`)
 	awaitKeys(t, db, "1", "3", "4")
@@ -304,8 +304,8 @@ func TestPublicationAltered(t *testing.T) {
 		"kinds":     {12, `alter publication sequin set (publish = 'insert')`, "publishes some kinds of changes only", `alter publication sequin set (publish = 'insert, update, delete, truncate');`, "published in part"},
 		"root":      {13, `alter publication sequin set (publish_via_partition_root = false)`, "publishes partitions under their own names", `alter publication sequin set (publish_via_partition_root = true);`, "published in part"},
 		"generated": {18, `alter publication sequin set (publish_generated_columns = none)`, "publishes no generated columns", `alter publication sequin set (publish_generated_columns = stored);`, "published in part"},
-		"rows":      {15, `alter publication sequin set table t where (id < 0), u`, "has a row filter or a column list", `alter publication sequin drop table public.t; alter publication sequin add table public.t;`, "out of publication"},
-		"columns":   {15, `alter publication sequin drop table t; alter publication sequin add table t (id)`, "has a row filter or a column list", `alter publication sequin drop table public.t; alter publication sequin add table public.t;`, "out of publication"},
+		"rows":      {15, `alter publication sequin set table t where (id < 0), u`, "has a row filter or a column list", `alter publication sequin drop table only public.t; alter publication sequin add table only public.t;`, "out of publication"},
+		"columns":   {15, `alter publication sequin drop table t; alter publication sequin add table t (id)`, "has a row filter or a column list", `alter publication sequin drop table only public.t; alter publication sequin add table only public.t;`, "out of publication"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

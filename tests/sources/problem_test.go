@@ -120,7 +120,7 @@ func TestProblems(t *testing.T) {
 	awaitHealth(t, home, "source wrong_password | ok")
 	far.Exec(`create table theirs (id int primary key)`)
 	home.Exec(`select sequin.create_stream('theirs', '{theirs}', source => 'right_password')`)
-	awaitHealth(t, home, "stream theirs | error | table theirs of source right_password: public.theirs belongs to postgres, and only its owner may publish it | On the source: grant postgres to app;")
+	awaitHealth(t, home, "stream theirs | error | table theirs of source right_password: public.theirs belongs to postgres, and only its owner may publish it | On the source: alter table public.theirs owner to app;")
 	far.Exec(`alter role app noreplication`)
 	home.Exec(`select sequin.alter_source('by_env', $1)`, address(far, "app", "env:TEST_SOURCE_PASSWORD"))
 	awaitHealth(t, home, `source by_env | error | role "app" may not replicate | alter role`)
