@@ -48,14 +48,9 @@ language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  with recursive base(name, oid, typmod) as (
-    select a.attname, a.atttypid, a.atttypmod
-    from pg_attribute a
-    where a.attrelid = t.relation_oid and a.attname = coalesce(stream.sort_column, t.key_columns[1]) and not a.attisdropped
-    union all
-    select b.name, y.typbasetype, y.typtypmod from base b join pg_type y on y.oid = b.oid and y.typtype = 'd'
-  )
-  select b.name::text, format_type(b.oid, -1) from base b join pg_type y on y.oid = b.oid and y.typtype <> 'd'
+  select a.attname::text, format_type(sequin._castable_type(a.atttypid), -1)
+  from pg_attribute a
+  where a.attrelid = t.relation_oid and a.attname = coalesce(stream.sort_column, t.key_columns[1]) and not a.attisdropped
 $$;
 
 -- The row to begin with, as the bridge reads it: what a date or a time is written as depends on who writes it. Where the

@@ -19,6 +19,7 @@
 version.sql
 rights.sql
 names.sql
+types.sql
 lanes.sql
 segments.sql
 publication.sql

@@ -56,21 +56,6 @@ exception when data_exception or program_limit_exceeded then
   return to_jsonb(value::text);
 end $$;
 
--- A type, or what it is a domain over.
-create or replace function sequin._base_type(type oid)
-returns oid
-language sql
-stable
-set search_path = pg_catalog, pg_temp
-as $$
-  with recursive down(oid, is_domain, base) as (
-    select t.oid, t.typtype = 'd', t.typbasetype from pg_type t where t.oid = type
-    union all
-    select t.oid, t.typtype = 'd', t.typbasetype from down d join pg_type t on t.oid = d.base where d.is_domain
-  )
-  select d.oid from down d where not d.is_domain
-$$;
-
 -- Whether to_jsonb makes something else of a type than its text, where the log has its text.
 create or replace function sequin._is_text_in_log(type oid)
 returns boolean
@@ -95,8 +80,9 @@ as $$
   select string_agg(
            case
              when b.typinput = 'array_in'::regproc then
-               format('case when format(''%%s'', t.%1$I) like ''[%%'' then to_jsonb(format(''%%s'', t.%1$I)) else to_jsonb(t.%1$I%2$s) end as %1$I',
-                 a.attname, case when sequin._is_text_in_log(b.typelem) then '::text[]' else '' end)
+               format('case when format(''%%s'', t.%1$I) like ''[%%'' then to_jsonb(format(''%%s'', t.%1$I)) else to_jsonb(%2$s) end as %1$I', a.attname,
+                 -- Not as a cast makes text of its elements, which may be somebody's own.
+                 format(case when sequin._is_text_in_log(b.typelem) then 'nullif(format(''%%s'', t.%I), '''')::text[]' else 't.%I' end, a.attname))
              when b.oid = 'json'::regtype then format('sequin._as_jsonb(t.%1$I) as %1$I', a.attname)
              when sequin._is_text_in_log(b.oid) then
                format('case when t.%1$I is distinct from null then format(''%%s'', t.%1$I) end as %1$I', a.attname)
@@ -136,8 +122,9 @@ language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select format_type(a.atttypid, a.atttypmod), coalesce(n.nspname::text, 'pg_catalog')
+  select format_type(sequin._castable_type(a.atttypid), case when t.typtype <> 'd' then a.atttypmod end), coalesce(n.nspname::text, 'pg_catalog')
   from pg_attribute a
+  join pg_type t on t.oid = a.atttypid
   left join lateral (
     select o.oprnamespace
     from pg_opclass c

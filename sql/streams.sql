@@ -224,7 +224,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_type text := (
-    select format_type(a.atttypid, a.atttypmod) from pg_attribute a
+    select format_type(sequin._castable_type(a.atttypid), null) from pg_attribute a
     where a.attrelid = relation and a.attname = sort_column and a.attnum > 0 and not a.attisdropped);
 begin
   execute format('select from (select null::%s) t(v) order by t.v', v_type);

@@ -26,6 +26,7 @@ type table struct {
 type column struct {
 	name      string
 	typeName  string
+	domain    string // of somebody else's, with checks, which is in that type; "": none
 	collation string // as SQL has it; "": none, or the database's own
 	isNotNull bool
 }
@@ -50,8 +51,10 @@ func nameOf(ctx context.Context, source *pgx.Conn, oid uint32) (schema, name str
 
 // What pgoutput sends of a row: of generated columns, the stored ones on 18 and newer, where the publication says so; and
 // no more than the columns that the publication names, where it names some.
+// A type is what it is over, and what it has in it may run checks that are somebody's who has fewer rights than the bridge:
+// as sequin._castable_type has it.
 const columnsQuery = `
-select a.attname::text, a.atttypid, pg_catalog.format_type(a.atttypid, -1),
+select a.attname::text, a.atttypid, y.name, y.foreign_domain,
        coalesce((select pg_catalog.format('%I.%I', n.nspname, l.collname)
                  from pg_catalog.pg_collation l join pg_catalog.pg_namespace n on n.oid = l.collnamespace
                  where l.oid = a.attcollation and l.collname <> 'default'), ''),
@@ -62,6 +65,38 @@ select a.attname::text, a.atttypid, pg_catalog.format_type(a.atttypid, -1),
        (a.attgenerated = '' or a.attgenerated = 's' and coalesce(pg_catalog.to_jsonb(p) ->> 'pubgencols', '') = 's')
          and coalesce(a.attnum::text = any (pg_catalog.string_to_array(pg_catalog.to_jsonb(r) ->> 'prattrs', ' ')), true) as is_sent
 from pg_catalog.pg_attribute a
+cross join lateral (
+  with recursive down(oid) as (
+    select a.atttypid
+    union all
+    select t.typbasetype from down d join pg_catalog.pg_type t on t.oid = d.oid and t.typtype = 'd'
+  ), base as (
+    select d.oid from down d join pg_catalog.pg_type t on t.oid = d.oid and t.typtype <> 'd'
+  ), part(oid) as (
+    select b.oid from base b
+    union
+    select n.oid
+    from part p
+    join pg_catalog.pg_type t on t.oid = p.oid
+    cross join lateral (
+      select t.typelem where t.typlen = -1
+      union all
+      select t.typbasetype where t.typtype = 'd'
+      union all
+      select c.atttypid from pg_catalog.pg_attribute c where t.typtype = 'c' and c.attrelid = t.typrelid and c.attnum > 0 and not c.attisdropped
+      union all
+      select r.rngsubtype from pg_catalog.pg_range r
+      where t.oid in (r.rngtypid, (pg_catalog.to_jsonb(r) ->> 'rngmultitypid')::pg_catalog.oid)) n(oid)
+    where n.oid <> 0
+  )
+  select pg_catalog.format_type(b.oid, -1) as name, coalesce((
+           select pg_catalog.format_type(t.oid, null)
+           from part p
+           join pg_catalog.pg_type t on t.oid = p.oid and t.typtype = 'd'
+           where not pg_catalog.pg_has_role(t.typowner, current_user, 'usage')
+             and exists (select from pg_catalog.pg_constraint c where c.contypid = t.oid and c.contype = 'c')
+           limit 1), '') as foreign_domain
+  from base b) y
 left join lateral (
   select i.indkey::int2[] as columns from pg_catalog.pg_index i
   where i.indrelid = a.attrelid and (i.indisprimary or i.indisreplident) and i.indislive
@@ -106,7 +141,7 @@ func (r *run) describe(ctx context.Context, source *pgx.Conn, place int32) (*tab
 		var typeOID uint32
 		var isKey, isIdentity, isSent bool
 		var position int
-		if err := rows.Scan(&c.name, &typeOID, &c.typeName, &c.collation, &c.isNotNull, &isKey, &position, &isIdentity, &isSent); err != nil {
+		if err := rows.Scan(&c.name, &typeOID, &c.typeName, &c.domain, &c.collation, &c.isNotNull, &isKey, &position, &isIdentity, &isSent); err != nil {
 			return nil, fmt.Errorf("read columns: %w", err)
 		}
 		if isKey {
@@ -142,6 +177,12 @@ func (r *run) describe(ctx context.Context, source *pgx.Conn, place int32) (*tab
 		names = append(names, c.name)
 		if sort == nil || c.name != sort.name {
 			t.order = append(t.order, c)
+		}
+	}
+	for _, c := range t.order {
+		if c.domain != "" {
+			return nil, problem(fmt.Sprintf("column %q of table %s.%s has in it domain %s, whose checks are somebody else's, and would run with the bridge's rights",
+				c.name, t.schema, t.name, c.domain))
 		}
 	}
 	live, err := changelog.NewTable(ctx, source, r.types, rel, r.Routes[place-1], names, t.isRoot)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
@@ -308,5 +309,54 @@ func TestShadows(t *testing.T) {
 	}
 	if pgtest.Value[int](db, `select count(*) from pg_proc where proname = 'create_stream' and proconfig is not null`) > 0 {
 		t.Error("create_stream looks names up elsewhere than its caller")
+	}
+}
+
+// What a role's types run, where a value is read or written as text, does not run with the owner's rights.
+func TestTypes(t *testing.T) {
+	db, roles := setup(t, "maker")
+	maker := roles["maker"]
+	db.Exec(`select sequin.grant_configure($1)`, maker)
+	db.Exec(`create table ran (who text); grant insert on ran to public; create schema made authorization ` + maker)
+	conn := db.ConnectAs(maker)
+	run := func(sql, want string) {
+		t.Helper()
+		if got := code(t, conn, sql); got != want {
+			t.Errorf("%s: got %q, want %q", sql, got, want)
+		}
+	}
+	run(`create function made.note(text) returns boolean language plpgsql as $$ begin insert into public.ran values (current_user); return true; end $$;
+		create domain made.word as text check (made.note(value));
+		create type made.pair as (a made.word);
+		create function made.text(made.pair) returns text language plpgsql as $$ begin insert into public.ran values (current_user); return 'a'; end $$;
+		create cast (made.pair as text) with function made.text(made.pair);
+		create function made.json(made.pair) returns json language plpgsql as $$ begin insert into public.ran values (current_user); return '1'; end $$;
+		create cast (made.pair as json) with function made.json(made.pair);
+		create table made.item (id made.word primary key, sort made.pair, words made.word[], pairs made.pair[], pair made.pair);
+		insert into made.item values ('a', row('b'), '{c}', array[row('d')::made.pair], row('e')), ('b', null, null, null, null)`, "")
+	run(`select sequin.create_stream('by_pair', '{made.item}', sort_column => 'sort')`, pgerrcode.InsufficientPrivilege)
+	run(`select sequin.create_stream('by_words', '{made.item}', sort_column => 'words')`, pgerrcode.InsufficientPrivilege)
+	run(`select sequin.create_stream('items', '{made.item}')`, "")
+	run(`select sequin.create_consumer('items', 'items', start_at => 'row', start_row => 'a')`, "")
+	run(`select sequin.create_consumer('chosen', 'items', filter => $$new.id <> 'c'$$)`, "")
+	run(`insert into made.item values ('c'), ('d')`, "")
+	received := func(consumer string, want int) {
+		t.Helper()
+		pgtest.Eventually(t, 30*time.Second, func() error {
+			if want -= len(pgtest.Column[int64](db, `select seq from sequin.pop($1, 10, '1s')`, consumer)); want > 0 {
+				return fmt.Errorf("%s: %d messages are missing", consumer, want)
+			}
+			return nil
+		})
+	}
+	received("items", 4)
+	received("chosen", 1)
+	run(`select sequin.republish('items', 'select * from made.item')`, "")
+	received("items", 4)
+	run(`select sequin.rewind('items', to_row => 'b')`, "")
+	received("items", 3)
+	run(`select * from sequin.sync('items', (select cursor from sequin.sync('items', null, 1)), 2)`, "")
+	if who := pgtest.Column[string](db, `select distinct who from ran where who <> $1`, maker); len(who) > 0 {
+		t.Errorf("what %s wrote ran as %v", maker, who)
 	}
 }

@@ -355,8 +355,8 @@ func TestRandomFilters(t *testing.T) {
 			t.Fatalf("seed %d: %q: %v", seed, expression, err)
 		}
 	}
-	if made < 5 {
-		t.Errorf("%d of them were expressions", made)
+	if made == 0 {
+		t.Error("none of them was an expression")
 	}
 	if after := pgtest.Value[string](f.DB, tables); after != before {
 		t.Errorf("seed %d: there were %s, and are %s", seed, before, after)
