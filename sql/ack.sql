@@ -152,7 +152,8 @@ begin
   perform sequin._refuse_write('ack');
   v_consumer := sequin._my_consumer(consumer);
   if v_is_fast then
-    -- The same for several lanes at once.
+    -- The same for several lanes at once, if all of them are so. Else they are settled one after another, in their order: an
+    -- insert may have to wait for another's, as of a republish, which goes by it too.
     with lease as materialized (
       select a.id >> 20 as lease, ((a.id >> 14) & 63)::smallint as lane, count(distinct a.id) as n, max(a.id & 16383) as last_place
       from unnest(ack_ids) a(id)
@@ -172,8 +173,8 @@ begin
       insert into sequin.lane (consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed)
       select v_consumer.id, w.lane, w.turn, w.turn + 1, w.upto_seq, w.upto_seq, w.passed
       from whole w
-      where pg_try_advisory_xact_lock(sequin._lane_key(v_consumer.name, w.lane)) or w.leased_until > clock_timestamp()
-      -- As everybody does who settles, or puts back, in several lanes: an insert may have to wait for another's.
+      where (select count(*) from whole) = (select count(*) from lease)
+        and (pg_try_advisory_xact_lock(sequin._lane_key(v_consumer.name, w.lane)) or w.leased_until > clock_timestamp())
       order by w.lane
       on conflict do nothing
       returning lane
@@ -307,43 +308,32 @@ declare
   v_places int[];
   v_unsettled int[];
   v_mine tid[];
-  v_left bigint[] := '{}';           -- not found in their lanes
-  v_is_done boolean;
   v_count bigint := 0;
 begin
   perform sequin._refuse_write('extend');
   perform sequin._refuse_ack_wait(format('extend for consumer "%s"', consumer), ack_wait);
   v_consumer := sequin._my_consumer(consumer);
   v_until := clock_timestamp() + coalesce(ack_wait, v_consumer.ack_wait);
-  -- Before any of it is taken out of a lane: that is extended with it.
-  v_mine := sequin._mine(v_consumer, ack_ids, true);
   for v_lease in select * from sequin._leases(ack_ids) loop
     loop
       s := sequin._lane(v_consumer.id, v_lease.lane);
-      v_is_done := false;
       exit when not sequin._is_its(v_consumer, s, v_lease.lease);
       v_unsettled := sequin._unsettled(s);
       v_places := array(select unnest(v_unsettled) intersect select unnest(v_lease.places) order by 1);
       exit when v_places = '{}';
       if v_places = v_unsettled then
         s.leased_until := v_until;
-        v_is_done := sequin._put_lane(s);
+        if sequin._put_lane(s) then
+          v_count := v_count + cardinality(v_places);
+          exit;
+        end if;
       else
-        v_is_done := sequin._untie(v_consumer, s, v_places, true, false, v_until, null) > 0;
-      end if;
-      if v_is_done then
-        v_count := v_count + cardinality(v_places);
-        exit;
+        -- From here on it is one of those that are followed one by one.
+        exit when sequin._untie(v_consumer, s, v_places, true, false, v_until, null) > 0;
       end if;
     end loop;
-    if not v_is_done then
-      v_left := v_left || array(select sequin._ack_id(v_lease.lease, v_lease.lane, p) from unnest(v_lease.places) p);
-    end if;
   end loop;
-  -- They may have been taken out meanwhile.
-  if v_left <> '{}' then
-    v_mine := array(select unnest(v_mine) union select unnest(sequin._mine(v_consumer, v_left, true)));
-  end if;
+  v_mine := sequin._mine(v_consumer, ack_ids, true);
   update sequin.delivery t
   set not_before = v_until, due_at = case when t.due_at is not null then v_until end
   where t.ctid = any (v_mine);

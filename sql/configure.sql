@@ -45,6 +45,26 @@ as $$
   where p.pronamespace = 'sequin'::regnamespace and p.proname = '_create_stream' and a.grantee not in (0, p.proowner)
 $$;
 
+create or replace function sequin._grant_configuring(role name)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_function regprocedure;
+  v_view regclass;
+begin
+  execute format('grant usage on schema sequin to %I', role);
+  for v_function in select * from sequin._configuring_functions() loop
+    execute format('grant execute on function %s to %I', v_function, role);
+  end loop;
+  for v_view in select * from sequin._views() loop
+    -- What is in tables that it may not read is not for it to see here.
+    continue when exists (select from pg_attribute a where a.attrelid = v_view and a.attname = 'record_pk');
+    execute format('grant select on %s to %I', v_view, role);
+  end loop;
+end $$;
+
 create or replace function sequin.grant_configure(role name)
 returns text
 language plpgsql
@@ -53,28 +73,18 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_role oid := sequin._role(role);
-  v_function regprocedure;
-  v_view regclass;
 begin
   perform sequin._require_owner('grant what configures');
   if exists (select from sequin._configurers() c where c.role = v_role) then
     return 'unchanged';
   end if;
-  execute format('grant usage on schema sequin to %I', role);
-  for v_function in select * from sequin._configuring_functions() loop
-    execute format('grant execute on function %s to %I', v_function, role);
-  end loop;
-  for v_view in select * from sequin._views() loop
-    -- What is in tables that it may not read is not for it to see here.
-    continue when exists (select from pg_attribute a where a.attrelid = v_view and a.attname = 'record');
-    execute format('grant select on %s to %I', v_view, role);
-  end loop;
+  perform sequin._grant_configuring(role);
   return 'granted';
 end $$;
 comment on function sequin.grant_configure(name) is
 'Lets a role make, alter and drop streams, consumers and pipelines, and read the views, but for those that show rows
-(messages and dead_letters: grant select on them by hand). Streams, consumers and pipelines only of tables it may select from; of
-those it may also let others consume, with grant_consume, which consuming still takes.
+(messages, deliveries and dead_letters: grant select on them by hand). Streams, consumers and pipelines only of tables it may
+select from; of those it may also let others consume, with grant_consume, which consuming still takes.
 
 Returns granted or unchanged. Errors: 42704 unknown role, 42501 not the owner of the schema.';
 
@@ -127,7 +137,6 @@ declare
   v_role name;
 begin
   for v_role in select r.rolname from sequin._configurers() c join pg_roles r on r.oid = c.role loop
-    perform sequin.revoke_configure(v_role);
-    perform sequin.grant_configure(v_role);
+    perform sequin._grant_configuring(v_role);
   end loop;
 end $$;

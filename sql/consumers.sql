@@ -306,8 +306,10 @@ begin
          is not distinct from
            (v_new.stream_id, v_new.filter, v_new.transform, v_new.actions, v_new.group_by, v_new.start_at,
             v_new.ack_wait, v_new.max_deliver, v_new.max_ack_pending, v_new.backoff, v_new.max_backoff)
-       and sequin._from_row(name, v_stream, start_row) is not distinct from (
-         select b.from_row from sequin.backfill b where b.consumer_id = v_old.id and b.is_start) then
+       and exists (
+         select from (select) one
+         left join sequin.backfill b on b.consumer_id = v_old.id and b.is_start
+         where b.from_row is not distinct from start_row or b.from_row = sequin._from_row(name, v_stream, start_row)) then
       return 'unchanged';
     end if;
     raise duplicate_object using

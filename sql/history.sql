@@ -197,7 +197,9 @@ as $$
   select format(
     'exists (select from (select %s as new_record, null::pg_catalog.jsonb as old_record,'
     ' ''read''::pg_catalog.text as action, %L::pg_catalog.text as table_name, pg_catalog.now() as committed_at) _sequin_m%s where %s)',
-    case when e.is_typed then 'pg_catalog.to_jsonb(new.*)' else '_sequin_r.record' end,
+    case when e.is_typed then format(
+      '(select to_jsonb(r.*) from (select new.*) t cross join lateral (select %s) r)', sequin._record_sql(e.relation))
+      else '_sequin_r.record' end,
     coalesce((select c.relname from pg_class c where e.is_typed and c.oid = e.relation), table_name),
     sequin._expression_frame(e, null), e.inlined)
 $$;

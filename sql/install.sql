@@ -25,6 +25,7 @@ segments.sql
 publication.sql
 sources.sql
 streams.sql
+rows.sql
 expressions.sql
 filters.sql
 consumers.sql
@@ -44,7 +45,6 @@ partitions.sql
 pipelines.sql
 write_pipelines.sql
 rewind.sql
-rows.sql
 sync.sql
 republish.sql
 retention.sql

@@ -92,7 +92,8 @@ begin
   if v_left = 0 and batch_size > 0 then
     return;
   end if;
-  if (batch_size between 1 and 10000 and wait between '0' and '60 seconds') is not true then
+  if (batch_size between 1 and 10000 and wait between '0' and '60 seconds' and current_setting('transaction_read_only') = 'off'
+      and (wait = '0' or not sequin._is_strict())) is not true then
     perform sequin._refuse_receive('pop', consumer, batch_size, wait, null);
   end if;
   -- The lease is seen by nobody but the ack: both are in the caller's transaction.

@@ -32,7 +32,7 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_call text := verb || coalesce(format(' from consumer "%s"', consumer), '');
+  v_call text := verb || coalesce(' from consumer "' || consumer || '"', '');
 begin
   perform sequin._refuse_write(verb);
   perform sequin._refuse_wait(v_call, batch_size, wait);

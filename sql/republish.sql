@@ -134,6 +134,19 @@ begin
   end if;
 end $$;
 
+-- The key columns of a table, as jsonb_to_record takes them: their types read the values, as a cast from text may be
+-- somebody's own.
+create or replace function sequin._key_types(source_table sequin.source_table)
+returns text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select string_agg(format('%I %s', n.name, t.type), ', ' order by n.place)
+  from unnest(source_table.key_columns) with ordinality n(name, place)
+  cross join lateral sequin._column_type(source_table.relation_oid, n.name) t
+$$;
+
 -- The rows of a table that these have the keys of, as 'read' messages of a consumer. The caller has every lane's lock.
 create or replace function sequin._reread(c sequin.consumer, source_table sequin.source_table, keys jsonb[])
 returns setof sequin.delivery
@@ -159,15 +172,16 @@ begin
             jsonb_build_object(''commit_lsn'', pg_current_wal_insert_lsn())
      from (
        select %1$s as record_pk, to_jsonb(r.*) as record
-       from unnest($5) k(v)
+       from unnest($5) n(v)
+       cross join lateral jsonb_to_record(n.v) as k (%5$s)
        join %2$s t on %3$s
        cross join lateral (select %4$s) r) r
      cross join lateral (select sequin._group_of($3, sequin._key_hash($4.id, r.record_pk), r.record) as group_hash) g',
     sequin._record_pk_sql(source_table.key_columns), sequin._rows_sql(source_table.relation_oid),
-    (select string_agg(format('t.%1$I operator(%2$I.=) (k.v ->> %1$L)::%3$s', n.name, t.operators, t.type), ' and ')
+    (select string_agg(format('t.%1$I operator(%2$I.=) k.%1$I', n.name, t.operators), ' and ')
      from unnest(source_table.key_columns) n(name)
      cross join lateral sequin._column_type(source_table.relation_oid, n.name) t),
-    sequin._record_sql(source_table.relation_oid))
+    sequin._record_sql(source_table.relation_oid), sequin._key_types(source_table))
   using c.id, v_base, c, source_table, keys;
 end $$;
 
@@ -220,6 +234,7 @@ language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
+set row_security = off -- policies would run with the owner's rights
 set enable_seqscan = off
 -- What a key's text depends on, as capture has it.
 set timezone = 'UTC'
@@ -272,11 +287,8 @@ begin
     end if;
     perform sequin._require_select(v_table.relation_oid);
     begin
-      execute format('select array_agg(distinct %s) from unnest($1) k(v) cross join lateral (select %s) t',
-          sequin._record_pk_sql(v_table.key_columns),
-          (select string_agg(format('(k.v ->> %1$L)::%2$s as %1$I', n.name, t.type), ', ')
-           from unnest(v_table.key_columns) n(name)
-           cross join lateral sequin._column_type(v_table.relation_oid, n.name) t))
+      execute format('select array_agg(distinct %s) from unnest($1) k(v) cross join lateral jsonb_to_record(k.v) as t (%s)',
+          sequin._record_pk_sql(v_table.key_columns), sequin._key_types(v_table))
         into v_keys using rows;
     exception when data_exception or check_violation or not_null_violation then
       raise invalid_parameter_value using

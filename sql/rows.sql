@@ -29,8 +29,14 @@ set extra_float_digits = 3
 set bytea_output = 'hex'
 set lc_monetary = 'C'
 as $$
+declare
+  -- As its type writes it, in parentheses: a cast to text may be somebody's own.
+  v_text text := substr(format('%s', value), 2, length(format('%s', value)) - 2);
 begin
-  return value.f1::text;
+  if left(v_text, 1) = '"' then
+    return replace(replace(substr(v_text, 2, length(v_text) - 2), '""', '"'), E'\\\\', E'\\');
+  end if;
+  return v_text;
 end $$;
 
 -- What a table's rows are selected from: those that inherit from it are tables of their own, but for partitions.

@@ -144,10 +144,10 @@ begin
         message = format('the primary key of %s is deferrable, and so no replica identity: its updates and deletes would fail '
           'once published', sequin._table_name(v_leaf)),
         hint = (
-          select format('alter table %1$s drop constraint %2$I, add constraint %2$I primary key (%3$s); or: alter table %1$s '
+          select case when not n.conislocal then 'It is that of the partitioned table: mend it there.' else format('alter table %1$s drop constraint %2$I, add constraint %2$I primary key (%3$s); or: alter table %1$s '
                    'replica identity full;', sequin._table_name(v_leaf), n.conname,
                    (select string_agg(quote_ident(k.name), ', ' order by k.place)
-                    from unnest(sequin._key_columns(v_leaf)) with ordinality k(name, place)))
+                    from unnest(sequin._key_columns(v_leaf)) with ordinality k(name, place))) end
           from pg_constraint n where n.conrelid = v_leaf and n.contype = 'p');
     end if;
     if not sequin._has_replica_identity(v_leaf) then
@@ -365,11 +365,9 @@ begin
       hint = v_hint;
   end if;
   begin
+    -- Of some that can be none newer servers do not say so; and a number is no name.
+    perform pg_catalog.parse_ident(name);
     v_relation := pg_catalog.to_regclass(name);
-    if v_relation is null then
-      -- Newer servers do not say of every name that it can be none.
-      perform pg_catalog.parse_ident(name);
-    end if;
   exception when invalid_name or syntax_error or feature_not_supported or invalid_parameter_value then
     raise invalid_parameter_value using
       message = pg_catalog.format('%s: "%s" is not a table''s name: %s', label, name, sqlerrm),

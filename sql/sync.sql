@@ -175,9 +175,10 @@ as $$
   from (select sequin._key_columns(relation) as columns) k
 $$;
 
--- The query of a page of a table's rows: $1 are the values of the last row before it, $2 how many, $3 the cut's
--- snapshot, $4 and $5 what makes their cursors. In two parts where the sort column may be null: those rows come last.
-create or replace function sequin._sync_page_sql(s sequin.stream, relation oid, has_last boolean, is_nulls boolean)
+-- The query of a page of a table's rows, after the one of these values: $1 is how many, $2 the cut's snapshot, $3 and $4 what
+-- makes their cursors. In two parts where the sort column may be null: those rows come last. The values are written down
+-- in it, to be read as their types do: a cast from text may be somebody's own.
+create or replace function sequin._sync_page_sql(s sequin.stream, relation oid, last text[], is_nulls boolean)
 returns text
 language plpgsql
 stable
@@ -187,6 +188,7 @@ declare
   v_columns text[] := sequin._sync_order(s, relation);
   v_types text[];
   v_operators text[];
+  v_values text[];
   v_where text := '';
   v_first int := case when is_nulls then 2 else 1 end;
   v_last int := cardinality(v_columns);
@@ -203,32 +205,33 @@ begin
       hint = case when cardinality(v_types) < v_last then format('Make the stream anew: sequin.drop_stream(%L), sequin.create_stream(…).', s.name)
         else format('alter table %s add primary key (…);', sequin._table_name(relation)) end;
   end if;
-  if has_last and v_operators <@ '{pg_catalog}' then
+  v_values := array(select format('%L::%s', last[n], v_types[n]) from generate_series(1, v_last) n order by n);
+  if last is not null and v_operators <@ '{pg_catalog}' then
     v_where := format('(%s) operator(pg_catalog.>) (%s)',
       (select string_agg(format('t.%I', v_columns[n]), ', ' order by n) from generate_series(v_first, v_last) n),
-      (select string_agg(format('$1[%s]::%s', n, v_types[n]), ', ' order by n) from generate_series(v_first, v_last) n));
-  elsif has_last then
+      (select string_agg(v_values[n], ', ' order by n) from generate_series(v_first, v_last) n));
+  elsif last is not null then
     for n in reverse v_last..v_first loop
-      v_where := format('t.%1$I operator(%2$I.>) $1[%3$s]::%4$s', v_columns[n], v_operators[n], n, v_types[n])
-        || case when n < v_last then format(' or t.%1$I operator(%2$I.=) $1[%3$s]::%4$s and (%5$s)',
-             v_columns[n], v_operators[n], n, v_types[n], v_where) else '' end;
+      v_where := format('t.%1$I operator(%2$I.>) %3$s', v_columns[n], v_operators[n], v_values[n])
+        || case when n < v_last then format(' or t.%1$I operator(%2$I.=) %3$s and (%4$s)',
+             v_columns[n], v_operators[n], v_values[n], v_where) else '' end;
     end loop;
-    v_where := format('t.%1$I operator(%2$I.>=) $1[%3$s]::%4$s and (%5$s)',
-      v_columns[v_first], v_operators[v_first], v_first, v_types[v_first], v_where);
+    v_where := format('t.%1$I operator(%2$I.>=) %3$s and (%4$s)',
+      v_columns[v_first], v_operators[v_first], v_values[v_first], v_where);
   end if;
   v_where := concat_ws(' and ', case when v_has_sort then format('t.%I is %s null', v_columns[1], case when is_nulls then '' else 'not' end) end,
     nullif(v_where, ''));
   return format(
-    'select k.keys, sequin._sync_cursor($4, $5 || to_json(k.keys)), %2$s, to_jsonb(r.*), p.xid < 3 or x.next - (x.next - p.xid & 4294967295) < x.seen
+    'select k.keys, sequin._sync_cursor($3, $4 || to_json(k.keys)), %2$s, to_jsonb(r.*), p.xid < 3 or x.next - (x.next - p.xid & 4294967295) < x.seen
      from (
        -- The oldest that the cut did not see and this page may; and a number that no xid here has come to.
        select txid_snapshot_xmax(txid_current_snapshot()) + 1048576 as next,
-              case when $3 !~ '':'' then $3::bigint else coalesce((
-                select min(i.xid) from txid_snapshot_xip($3::txid_snapshot) i(xid)
-                where txid_visible_in_snapshot(i.xid, txid_current_snapshot())), txid_snapshot_xmax($3::txid_snapshot)) end as seen
+              case when $2 !~ '':'' then $2::bigint else coalesce((
+                select min(i.xid) from txid_snapshot_xip($2::txid_snapshot) i(xid)
+                where txid_visible_in_snapshot(i.xid, txid_current_snapshot())), txid_snapshot_xmax($2::txid_snapshot)) end as seen
        offset 0) x
      cross join (
-       select t.*, t.xmin from %3$s t %4$s order by %5$s limit $2) t
+       select t.*, t.xmin from %3$s t %4$s order by %5$s limit $1) t
      cross join lateral (select t.xmin::text::bigint as xid) p
      cross join lateral (select array[%1$s] as keys offset 0) k
      cross join lateral (select %6$s) r
@@ -250,6 +253,7 @@ returns setof record
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set row_security = off -- policies would run with the owner's rights
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
@@ -352,8 +356,8 @@ begin
     table_name := v_table.table_name;
     if exists (select from pg_class c where c.oid = v_table.relation_oid) then
       for v_keys, cursor, record_pk, record, v_is_certain in
-        execute sequin._sync_page_sql(v_stream, v_table.relation_oid, v_has_last, v_is_nulls)
-        using v_last, v_limit, v_snapshot, v_tag, concat_ws('|', 'r', v_seq, v_cut_lsn, v_snapshot, v_next, '')
+        execute sequin._sync_page_sql(v_stream, v_table.relation_oid, case when v_has_last then v_last end, v_is_nulls)
+        using v_limit, v_snapshot, v_tag, concat_ws('|', 'r', v_seq, v_cut_lsn, v_snapshot, v_next, '')
       loop
         v_is_changed := false;
         if not v_is_certain then

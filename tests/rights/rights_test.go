@@ -189,7 +189,7 @@ func TestConfigure(t *testing.T) {
 	admin := db.ConnectAs(roles["admin"])
 	for _, sql := range []string{
 		`select * from sequin.streams`, `select * from sequin.consumers`, `select * from sequin.consumer_status`,
-		`select * from sequin.deliveries`, `select sequin.pause_consumer('other')`, `select sequin.resume_consumer('other')`,
+		`select sequin.pause_consumer('other')`, `select sequin.resume_consumer('other')`,
 		`select sequin.alter_consumer('other', ack_wait => '1 minute')`, `select * from sequin.health()`, `select sequin.version()`,
 	} {
 		if code := code(t, admin, sql); code != "" {
@@ -207,7 +207,7 @@ func TestConfigure(t *testing.T) {
 	}
 	// Nor does it see rows, or let itself or others.
 	for _, sql := range []string{
-		`select * from sequin.messages`, `select * from sequin.dead_letters`, `select sequin.grant_consume('other', ` + "'" + roles["admin"] + `')`,
+		`select * from sequin.messages`, `select * from sequin.dead_letters`, `select * from sequin.deliveries`, `select sequin.grant_consume('other', ` + "'" + roles["admin"] + `')`,
 		`select sequin.grant_configure('` + roles["admin"] + `')`, `select sequin.revoke_configure('` + roles["admin"] + `')`,
 	} {
 		if code := code(t, admin, sql); code != pgerrcode.InsufficientPrivilege {
@@ -356,6 +356,34 @@ func TestTypes(t *testing.T) {
 	run(`select sequin.rewind('items', to_row => 'b')`, "")
 	received("items", 3)
 	run(`select * from sequin.sync('items', (select cursor from sequin.sync('items', null, 1)), 2)`, "")
+
+	// Nor do casts of its own, or policies.
+	run(`create type made.mood as enum ('glad', 'so-so', 'sad');
+		create table made.moody (id made.mood primary key, n int);
+		create function made.text(made.mood) returns text language plpgsql as $$ begin insert into public.ran values (current_user); return 'sad'; end $$;
+		create cast (made.mood as text) with function made.text(made.mood) as assignment;
+		create function made.json(made.mood) returns json language plpgsql as $$ begin insert into public.ran values (current_user); return to_json(format('%s', $1)); end $$;
+		create cast (made.mood as json) with function made.json(made.mood);
+		create function made.mood(text) returns made.mood language plpgsql as $$ begin insert into public.ran values (current_user); return 'sad'; end $$;
+		create cast (text as made.mood) with function made.mood(text) as assignment;
+		insert into made.moody values ('glad', 1), ('so-so', 2), ('sad', 3)`, "")
+	run(`select sequin.create_stream('moods', '{made.moody}')`, "")
+	run(`select sequin.create_consumer('moods', 'moods', start_at => 'row', start_row => 'so-so')`, "")
+	received("moods", 2)
+	run(`select sequin.rewind('moods', to_row => 'sad')`, "")
+	received("moods", 1)
+	run(`select sequin.backfill('moods', filter => 'new.n > 1')`, "")
+	received("moods", 2)
+	run(`select sequin.republish('moods', 'select * from made.moody')`, "")
+	received("moods", 3)
+	run(`select * from sequin.sync('moods', (select cursor from sequin.sync('moods', null, 1)), 2)`, "")
+	if bad := pgtest.Column[string](db, `select error from sequin.backfills where state <> 'done'`); len(bad) > 0 {
+		t.Errorf("backfills failed: %q", bad)
+	}
+	run(`create function made.allow() returns boolean language plpgsql as $$ begin insert into public.ran values (current_user); return true; end $$;
+		alter table made.moody enable row level security; alter table made.moody force row level security;
+		create policy p on made.moody using (made.allow())`, "")
+	_, _ = code(t, conn, `select * from sequin.sync('moods')`), code(t, conn, `select sequin.republish('moods', 'select * from made.moody')`)
 	if who := pgtest.Column[string](db, `select distinct who from ran where who <> $1`, maker); len(who) > 0 {
 		t.Errorf("what %s wrote ran as %v", maker, who)
 	}

@@ -167,6 +167,25 @@ func TestNack(t *testing.T) {
 	}
 }
 
+// One that is followed by itself is extended with those that are taken out of its lane in the same call.
+func TestExtendSomeAgain(t *testing.T) {
+	f := setup(t, "changes")
+	f.consumer("c", "group_by => '{}'", "ack_wait => '1 hour'")
+	f.write(inserts(1, 2, 3, 4)...)
+	got := f.receive(`'c', 4`)
+	f.call("extend", ids(got[1:2]), 1, "'2 hours'")
+	f.call("extend", ids(got[:2]), 2, "'10 hours'")
+	left := pgtest.Column[float64](f.DB, `select extract(epoch from expires_at - clock_timestamp())::float8 / 3600 from sequin.deliveries order by seq`)
+	if len(left) != 4 || left[0] < 9 || left[1] < 9 || left[2] > 1 || left[3] > 1 {
+		t.Errorf("hours left: %v", left)
+	}
+	f.call("extend", ids(got), 4, "'20 hours'")
+	if n := pgtest.Value[int](f.DB, `select count(*) from sequin.deliveries where expires_at > clock_timestamp() + interval '19 hours'`); n != 4 {
+		t.Errorf("%d of 4 are extended", n)
+	}
+	f.call("ack", ids(got), 4)
+}
+
 // What is tracked is read a few times a call, and not once a message, by a session that made its plans when there was
 // next to nothing, and on a planner that thinks so still.
 func TestTrackedIsReadLittle(t *testing.T) {

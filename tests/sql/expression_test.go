@@ -56,6 +56,8 @@ var hostile = []struct {
 	{name: "a name in quotes with a quote", filter: `new."no""te" = '1'`, code: "42703"},
 	{name: "dollar quotes", filter: `new.note = $$1$$ or new.note = $a$2$a$`, chosen: 2},
 	{name: "dollar quotes that hide", filter: `new.note = $a$); drop table item; $$ -- $a$ or new.id = 1`, chosen: 1},
+	{name: "a space that is a letter", filter: "xmlelement(name \u3000$$) is not null); drop table item; select (xmlelement(name \u3000$$) is not null", code: "42601"},
+	{name: "a collation", filter: `new.note collate "C" < '2'`, chosen: 2},
 	{name: "dollar quotes without end", filter: `new.note = $a$1$b$`, code: "42601"},
 	{name: "dollar quotes to begin with", filter: `$$1$$ = new.note or $a$2$a$ = new.note`, chosen: 2},
 	{name: "dollar quotes to begin with, and out", filter: `$a$ ( $a$ = '') or (true`, code: "42601"},
