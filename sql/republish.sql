@@ -392,5 +392,5 @@ Returns how many messages. One that is out, or that the consumer has still to ge
 consumer''s actions and filter leave out it does not get this way either. Waits for workers that are receiving.
 
 Errors: 42704 unknown consumer, 22023 not one SELECT, neither seq nor the key of one table among its columns, a seq that the
-stream''s log has not; 42501 no SELECT on the table, 55000 the consumer has not begun, or the table was dropped, 25006 read only transaction or
-replica; and those of the query.';
+stream''s log has not; 42501 no SELECT on the table, 55000 the consumer has not begun, or the table was dropped, 25006 read
+only transaction or replica; and those of the query.';

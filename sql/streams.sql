@@ -440,8 +440,8 @@ Returns created or unchanged. Needs SELECT on each table. Waits for transactions
 not published before, and blocks new ones until this one commits, so that no change committed later is missed.
 
 Errors: 42704 unknown table or source, 42710 the name is taken, 22023 bad argument, or not a table, 42703 unknown
-sort_column (22023: one that has no order), 42501 no right, 55000 a table that cannot be streamed as it is (the hint mends it), 0A000 a partitioned
-table on PostgreSQL 12.';
+sort_column (22023: one that has no order), 42501 no right, 55000 a table that cannot be streamed as it is (the hint mends
+it), 0A000 a partitioned table on PostgreSQL 12.';
 
 create or replace function sequin.drop_stream(name text, if_exists boolean default false)
 returns text
