@@ -328,6 +328,7 @@ func TestLongestIntervals(t *testing.T) {
 func TestDroppedTables(t *testing.T) {
 	f := setup(t, "rows")
 	f.Exec(`insert into item values (1)`)
+	f.Exec(`update sequin.progress set applied_lsn = 'F/0'`) // where the log has come to
 	var cursor string
 	if err := f.Pool.QueryRow(t.Context(), `select cursor from sequin.sync('s')`).Scan(&cursor); err != nil {
 		t.Fatal(err)
@@ -339,7 +340,7 @@ func TestDroppedTables(t *testing.T) {
 		t.Errorf("%d rows", n)
 	}
 	cursor = pgtest.Value[string](f.DB, `select cursor from sequin.sync('s', $1)`, cursor)
-	f.Exec(`update sequin.progress set applied_lsn = 'F/0'`) // where the log has come to
+	f.Exec(`update sequin.progress set applied_lsn = 'F/0'`)
 	for _, sql := range []string{
 		`select sequin.create_consumer('x', 's')`,
 		`select sequin.create_consumer('x', 's', filter => 'new.id > 1')`,

@@ -94,8 +94,15 @@ func TestMaxAckPendingLargeBatches(t *testing.T) {
 		})
 	}
 	workers.Wait()
-	if out > 2000 || out < 1500 {
+	if out > 2000 {
 		t.Errorf("%d messages are out, and max_ack_pending is 2000", out)
+	}
+	// Six who ask at once may keep some of it from each other. One gets what is left.
+	for n := 1; n > 0; out += n {
+		n = len(f.receive(`'c', 700`))
+	}
+	if out > 2000 || out < 1500 {
+		t.Errorf("%d messages are out in the end, and max_ack_pending is 2000", out)
 	}
 }
 
