@@ -288,12 +288,8 @@ begin
   select array_agg(st.table_id order by st.position) into v_new.routes
   from sequin.stream_table st where st.stream_id = v_stream.id;
   perform sequin._check_consumer(v_new);
-  perform sequin._require_select(t.relation_oid)
-  from sequin.source_table t
-  join sequin.source s on s.id = t.source_id and s.conninfo is null
-  where t.id = any (v_new.routes) and exists (select from pg_class k where k.oid = t.relation_oid);
+  perform sequin._require_stream(v_stream.id);
   if exists (select from sequin.source s where s.id = v_stream.source_id and s.conninfo is not null) then
-    perform sequin._require_owner(format('read stream "%s", which is another source''s', stream));
     v_new.start_time := clock_timestamp();
   end if;
 

@@ -12,9 +12,10 @@
 -- or does that, too, where the bridge seems not to. at is when the call began to look: what it hands out itself has not
 -- run out by then, however long it takes.
 --
--- A message is looked for by its place, or by its lane and group as well as by its seq. The table is mostly empty, plans that were made then
--- are kept, and to a planner that expects one row all of its indexes are the same: it takes the newest that has any of the
--- columns, which is delivery_group, and by consumer and seq alone that is all that the consumer has tracked, every time.
+-- A message is looked for by its place, or by its lane and group as well as by its seq. The table is mostly empty, plans
+-- that were made then are kept, and to a planner that expects one row all of its indexes are the same: it takes the newest
+-- that has any of the columns, which is delivery_group, and by consumer and seq alone that is all that the consumer has
+-- tracked, every time.
 
 -- The delay before the next delivery after so many: backoff, doubled each time, up to a fifth more, never above
 -- max_backoff.

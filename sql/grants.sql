@@ -51,15 +51,7 @@ declare
 begin
   -- Who may not read the tables lets nobody else.
   if not sequin._is_owner(sequin._caller()) then
-    perform sequin._require_select(t.relation_oid)
-    from sequin.stream_table st
-    join sequin.source_table t on t.id = st.table_id
-    join sequin.source s on s.id = t.source_id and s.conninfo is null
-    where st.stream_id = v_consumer.stream_id and exists (select from pg_class k where k.oid = t.relation_oid);
-    perform sequin._require_owner('grant a consumer of another source''s tables')
-    from sequin.stream m
-    join sequin.source s on s.id = m.source_id and s.conninfo is not null
-    where m.id = v_consumer.stream_id;
+    perform sequin._require_stream(v_consumer.stream_id);
   end if;
   insert into sequin.consumer_grant (consumer_id, role) values (v_consumer.id, v_role) on conflict do nothing;
   if not found then

@@ -60,6 +60,25 @@ begin
   end if;
 end $$;
 
+-- 42501 unless the caller may read a stream: select from its tables, or, where they are another source's, what the owner may.
+create or replace function sequin._require_stream(stream_id int)
+returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform sequin._require_select(t.relation_oid)
+  from sequin.stream_table st
+  join sequin.source_table t on t.id = st.table_id
+  join sequin.source s on s.id = t.source_id and s.conninfo is null
+  where st.stream_id = _require_stream.stream_id and exists (select from pg_class k where k.oid = t.relation_oid);
+  perform sequin._require_owner(format('read stream "%s", which is another source''s', m.name))
+  from sequin.stream m
+  join sequin.source s on s.id = m.source_id and s.conninfo is not null
+  where m.id = _require_stream.stream_id;
+end $$;
+
 -- Whether the caller may consume: the owner, or a role that was given it.
 create or replace function sequin._may_consume(consumer_id int)
 returns boolean

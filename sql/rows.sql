@@ -31,8 +31,9 @@ set lc_monetary = 'C'
 as $$
 declare
   -- As its type writes it, in parentheses: a cast to text may be somebody's own.
-  v_text text := substr(format('%s', value), 2, length(format('%s', value)) - 2);
+  v_text text := format('%s', value);
 begin
+  v_text := substr(v_text, 2, length(v_text) - 2);
   if left(v_text, 1) = '"' then
     return replace(replace(substr(v_text, 2, length(v_text) - 2), '""', '"'), E'\\\\', E'\\');
   end if;
