@@ -15,14 +15,24 @@ set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare
+  v_progress sequin.feed_progress;
   v_total bigint;
+  v_unsorted bigint := 0;            -- of a feed: what the log has after it, of which some may not be this consumer's
 begin
   if c.start_seq is null then
     return query select 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint, null::bigint, null::timestamptz, null::pg_lsn;
     return;
   end if;
   if c.reads = 'feed' then
-    select p.total into v_total from sequin.feed_progress p where p.feed_id = c.feed_id order by p.step desc limit 1;
+    select * into v_progress from sequin.feed_progress p where p.feed_id = c.feed_id order by p.step desc limit 1;
+    v_total := v_progress.total;
+    select count(*) into v_unsorted
+    from (
+      select
+      from unnest(c.routes) r(id)
+      cross join lateral (
+        select from sequin.log l where l.route_id = r.id and l.seq > v_progress.seq order by l.seq limit 10000) l
+      limit 10000) l;
   else
     select coalesce(sum(t.total), 0) - c.start_total into v_total
     from unnest(c.routes) r(id)
@@ -53,11 +63,17 @@ begin
         cross join lateral (
           select r.* from sequin._rows(c, g.lane, g.after_seq, s.upto_seq, 2147483647) r
           where r.group_hash = g.group_hash limit 1) r
-        where g.consumer_id = c.id and s.held_back > 0) o
+        where g.consumer_id = c.id and s.held_back > 0
+        union all
+        select l.seq, l.committed_at, l.metadata
+        from unnest(c.routes) r(id)
+        cross join lateral (
+          select * from sequin.log l where l.route_id = r.id and l.seq > v_progress.seq order by l.seq limit 1) l
+        where v_unsorted > 0) o
       order by o.seq
       limit 1
     )
-    select greatest(v_total - sum(s.passed) + sum(s.held_back), 0)::bigint + t.n_waiting,
+    select greatest(v_total - sum(s.passed) + sum(s.held_back), 0)::bigint + v_unsorted + t.n_waiting,
            sum(s.out_count)::bigint + t.n_out, t.n_waiting,
            (select count(*) from sequin.dead_letter d where d.consumer_id = c.id),
            (sum(s.passed) - sum(s.held_back))::bigint,
@@ -135,9 +151,10 @@ left join lateral (
            abs(extract(epoch from m.sampled_at - (clock_timestamp() - interval '1 minute')))
   limit 1) m on true;
 comment on view sequin.consumer_status is
-'How each consumer stands. pending: messages it has not been handed, or that wait to be handed again; in_flight: out, not
-acknowledged; waiting: of the pending ones, those that were given or taken back; lag_seconds: the age of the oldest
-message that is not acknowledged; lag_bytes: the WAL since then.';
+'How each consumer stands. pending: messages it has not been handed, or that wait to be handed again, and with them what a
+filter has yet to choose from, or group_by to sort (10,000 of these at most are counted); in_flight: out, not acknowledged;
+waiting: of the pending ones, those that were given or taken back; lag_seconds: the age of the oldest message that is not
+acknowledged; lag_bytes: the WAL since then.';
 
 create or replace view sequin.stream_status as
 select s.name, o.name as source,

@@ -262,6 +262,11 @@ func TestFilterColumnChanges(t *testing.T) {
 					t.Errorf("the whole rows are %v", got)
 				}
 				wantSeqs(t, f.pop(`'c', 10`), first...)
+				// What it has yet to choose from is pending, and it is behind by as much.
+				standing := `select pending || ' ' || oldest_unacked_seq || ' ' || (lag_seconds > 0) from sequin.consumer_status where name = 'c'`
+				if got, want := pgtest.Value[string](f.DB, standing), fmt.Sprintf("2 %d true", second[0]); got != want {
+					t.Errorf("it stands at %s, want %s", got, want)
+				}
 				if isAltered {
 					f.alter(test.alter)
 				} else {
@@ -273,6 +278,9 @@ func TestFilterColumnChanges(t *testing.T) {
 				}
 				f.write()
 				wantSeqs(t, f.pop(`'c', 10`), second[1])
+				if n := pgtest.Value[int](f.DB, `select pending from sequin.consumer_status where name = 'c'`); n != 0 {
+					t.Errorf("%d are left", n)
+				}
 				if state := pgtest.Value[string](f.DB, `select state || coalesce(error, '') from sequin.consumers where name = 'c'`); state != "active" {
 					t.Errorf("now it is %s", state)
 				}
