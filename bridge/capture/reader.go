@@ -284,13 +284,33 @@ func (r *reader) relation(ctx context.Context, rel *wal.Relation) error {
 			return err
 		}
 	}
+	if _, ok := r.routes[rel.OID]; !ok {
+		if err := r.awaitSeen(ctx, rel); err != nil {
+			return err
+		}
+		if err := r.loadRoutes(ctx); err != nil {
+			return err
+		}
+	}
 	route, ok := r.routes[rel.OID]
 	if !ok {
 		return nil // a partition, whose changes come under its root, or a table that is not streamed any more
 	}
+	isAll, err := r.types.Know(ctx, r.catalog, rel)
+	if err != nil {
+		return err
+	}
 	key, isRoot, err := r.keyColumns(ctx, rel)
 	if err != nil {
 		return fmt.Errorf("take note of table %s.%s: %w", rel.Schema, rel.Name, err)
+	}
+	if !isAll || !rel.IsIdentity(key) {
+		if err := r.awaitSeen(ctx, rel); err != nil {
+			return err
+		}
+		if key, isRoot, err = r.keyColumns(ctx, rel); err != nil {
+			return fmt.Errorf("take note of table %s.%s: %w", rel.Schema, rel.Name, err)
+		}
 	}
 	// A key column that was renamed since has its old name here.
 	if !rel.Has(key) && rel.Has(r.keys[rel.OID]) {

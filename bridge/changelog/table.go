@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"slices"
 	"unicode/utf8"
 
@@ -41,12 +40,8 @@ func NewTable(
 		Route: route, group: route, relation: rel, schema: []byte(rel.Schema), name: []byte(rel.Name),
 		isUTF8: types.isUTF8, isRoot: isRoot,
 	}
-	oids := make([]uint32, len(rel.Columns))
-	for i, c := range rel.Columns {
-		oids[i] = c.TypeOID
-	}
-	if err := types.load(ctx, db, oids); err != nil {
-		return nil, fmt.Errorf("describe table %s.%s: %w", rel.Schema, rel.Name, err)
+	if _, err := types.Know(ctx, db, rel); err != nil {
+		return nil, err
 	}
 	var identity []int
 	for i, c := range rel.Columns {
@@ -55,7 +50,7 @@ func NewTable(
 			form:  types.form(c.TypeOID),
 		})
 		t.sorted = append(t.sorted, i)
-		if c.IsKey && rel.ReplicaIdentity != 'f' {
+		if c.IsKey {
 			identity = append(identity, i)
 		}
 	}
@@ -71,12 +66,8 @@ func NewTable(
 		}
 		t.key = append(t.key, i)
 	}
-	if rel.ReplicaIdentity == 'd' || rel.ReplicaIdentity == 'i' {
-		sorted := slices.Clone(t.key)
-		slices.Sort(sorted)
-		if !slices.Equal(sorted, identity) {
-			t.key = identity
-		}
+	if !rel.IsIdentity(keyColumns) {
+		t.key = identity
 	}
 	return t, nil
 }

@@ -3,9 +3,12 @@ package changelog
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"sequin/bridge/wal"
 )
 
 // form is how a type's text becomes JSON: as to_jsonb would have it, where text is enough to tell.
@@ -85,7 +88,20 @@ with recursive wanted(oid, base) as (
 select b.oid, b.base, case when b.is_array then b.typelem else 0::oid end, coalesce(e.typdelim, ',')
 from base b left join pg_catalog.pg_type e on e.oid = b.typelem and b.is_array`
 
-// load finds out about types that are not known yet.
+// Know finds out about the types of a relation's columns that are not known yet. Whether all of them are there: one that is
+// not was dropped since, or cannot be seen yet, and its values travel as text.
+func (t *Types) Know(ctx context.Context, db Queryer, rel *wal.Relation) (bool, error) {
+	oids := make([]uint32, len(rel.Columns))
+	for i, c := range rel.Columns {
+		oids[i] = c.TypeOID
+	}
+	if err := t.load(ctx, db, oids); err != nil {
+		return false, fmt.Errorf("describe table %s.%s: %w", rel.Schema, rel.Name, err)
+	}
+	return !slices.ContainsFunc(oids, func(oid uint32) bool { return t.known[oid] == nil }), nil
+}
+
+// load finds out about types that are not known yet, and are there.
 func (t *Types) load(ctx context.Context, db Queryer, oids []uint32) error {
 	type found struct {
 		oid, base, elem uint32
@@ -112,13 +128,11 @@ func (t *Types) load(ctx context.Context, db Queryer, oids []uint32) error {
 		if err != nil {
 			return fmt.Errorf("read types: %w", err)
 		}
-		there := make(map[uint32]bool, len(all))
-		var elems []uint32
+		var elems, arrays []uint32
 		for _, f := range all {
-			there[f.oid] = true
 			switch {
 			case f.elem != 0 && t.known[f.elem] == nil:
-				elems = append(elems, f.elem)
+				elems, arrays = append(elems, f.elem), append(arrays, f.oid)
 			case f.elem != 0:
 				t.known[f.oid] = &form{kind: asArray, elem: t.known[f.elem], delim: f.delim[0]}
 			case t.known[f.base] != nil:
@@ -127,12 +141,7 @@ func (t *Types) load(ctx context.Context, db Queryer, oids []uint32) error {
 				t.known[f.oid] = &form{kind: asString}
 			}
 		}
-		for _, oid := range unknown {
-			if !there[oid] { // dropped since
-				t.known[oid] = &form{kind: asString}
-			}
-		}
-		oids = append(elems, oids...)
+		oids = append(elems, arrays...)
 	}
 	return nil
 }

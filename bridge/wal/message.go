@@ -42,6 +42,23 @@ func (r *Relation) Has(columns []string) bool {
 	return len(columns) > 0
 }
 
+// IsIdentity tells whether these columns, in whatever order, are its replica identity, as far as that names any.
+func (r *Relation) IsIdentity(columns []string) bool {
+	if r.ReplicaIdentity != 'd' && r.ReplicaIdentity != 'i' {
+		return true
+	}
+	count := 0
+	for _, c := range r.Columns {
+		if c.IsKey {
+			count++
+			if !slices.Contains(columns, c.Name) {
+				return false
+			}
+		}
+	}
+	return count == len(columns)
+}
+
 // RelationColumn is a column of a Relation.
 type RelationColumn struct {
 	Name    string

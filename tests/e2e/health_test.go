@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"fmt"
 	"testing"
+	"time"
 
 	"sequin/tests/pgtest"
 )
@@ -36,6 +38,53 @@ func TestCaptureHealth(t *testing.T) {
 	}
 	db.Exec(`drop publication sequin`)
 	awaitHealth(t, db, `error publication sequin publication "sequin" was dropped: changes since are lost`)
+}
+
+// A transaction that stays open has the server keep WAL that has been read long ago: capture goes on, and health() names who
+// it is. When it ends, the WAL goes.
+func TestRestartHeldBack(t *testing.T) {
+	t.Parallel()
+	db := pgtest.NewOn(t, pgtest.NewCluster(t, map[string]string{"fsync": "off", "wal_init_zero": "off"}))
+	db.Exec(`create table t (id int generated always as identity primary key); create table other (id int)`)
+	db.Exec(`select sequin.create_stream('t', '{t}')`)
+	b := pgtest.BridgeProcess(t, db.URL)
+	b.AwaitLog("msg=capturing")
+	holder := db.Connect()
+	if _, err := holder.Exec(t.Context(), `begin; insert into other values (1)`); err != nil {
+		t.Fatal(err)
+	}
+	const segments = 70 // of 16 MB: more than 1 GB
+	for range segments {
+		db.Exec(`insert into t default values`)
+		db.Exec(`select pg_switch_wal()`)
+	}
+	pgtest.Eventually(t, time.Minute, func() error {
+		if n := pgtest.Value[int](db, `select count(*) from sequin.messages`); n != segments {
+			return fmt.Errorf("%d of %d are captured", n, segments)
+		}
+		return nil
+	})
+	slot := pgtest.Value[string](db, `select slot_name from pg_replication_slots`)
+	awaitHealth(t, db, "warning slot "+slot+" restart ", fmt.Sprintf("End the oldest: process %d (database %s)", holder.PgConn().PID(), db.Name))
+	const status = `select lag_bytes < 100000000 and retained_bytes > 1000000000 from sequin.source_status`
+	if !pgtest.Value[bool](db, status) {
+		t.Errorf("source_status says %s", pgtest.Value[string](db, `select s::text from sequin.source_status s`))
+	}
+
+	if _, err := holder.Exec(t.Context(), `commit`); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Eventually(t, time.Minute, func() error {
+		// With what is running, which is how a slot learns that nothing is.
+		db.Exec(`checkpoint`)
+		if left := pgtest.Column[string](db, `select concat_ws(' ', status, name, detail) from sequin.health() where status <> 'ok'`); len(left) > 0 {
+			return fmt.Errorf("not well: %q", left)
+		}
+		return nil
+	})
+	if err := b.Stop(); err != nil {
+		t.Errorf("the bridge ended with %v: %s", err, b.Log())
+	}
 }
 
 func TestNeededMinor(t *testing.T) {

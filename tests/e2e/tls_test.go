@@ -49,7 +49,7 @@ func TestTLS(t *testing.T) {
 	db.Exec(`set role app; create table item (id int primary key); select sequin.create_stream('s', '{item}'); insert into item values (1); reset role`)
 	pgtest.Eventually(t, 30*time.Second, func() error {
 		if !pgtest.Value[bool](db, `select exists (select from sequin.messages)`) {
-			return errors.New("nothing is captured")
+			return fmt.Errorf("nothing is captured: %s %q", b.Log(), pgtest.Column[string](db, `select concat_ws(' ', status, name, detail, hint) from sequin.health()`))
 		}
 		return nil
 	})

@@ -1,0 +1,117 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"sequin/tests/pgtest"
+)
+
+// A commit is sent as soon as it is on disk, and can be seen only later: with a synchronous standby, when that has answered.
+// What a transaction makes of a table, or of its columns, counts for its own changes all the same.
+func TestUnseenCommit(t *testing.T) {
+	t.Parallel()
+	db := pgtest.NewOn(t, pgtest.NewCluster(t, nil))
+	db.Exec(`create table early (id int primary key, z int not null); select sequin.create_stream('early', '{early}'); insert into early values (1, 2)`)
+	b := pgtest.BridgeProcess(t, db.URL)
+	b.AwaitLog("msg=capturing")
+	for _, test := range []struct{ table, change, want string }{
+		{
+			"late", `create domain late_number as int; create table late (b int, a late_number, primary key (a, b));
+			select sequin.create_stream('late', '{late}'); insert into late values (1, 2)`, `2,1 {"a": 2, "b": 1}`,
+		},
+		{
+			"early", `create domain early_number as numeric; alter table early drop constraint early_pkey, add primary key (z, id), add n early_number;
+			insert into early values (5, 6, 1.5)`, `6,5 {"n": 1.5, "z": 6, "id": 5}`,
+		},
+		{"partitioned", partitioned(db.Major()), `1 {"id": 1}`},
+	} {
+		if test.change == "" {
+			continue
+		}
+		release := hold(t, db)
+		committed := commitHeld(t, db, test.change)
+		// Before 14 the server itself waits, for the lock.
+		pgtest.Eventually(t, 30*time.Second, func() error {
+			if !strings.Contains(b.Log(), "table=public."+test.table) &&
+				!pgtest.Value[bool](db, `select exists (select from pg_stat_activity where backend_type = 'walsender' and wait_event_type = 'Lock')`) {
+				return fmt.Errorf("nobody waits: %s", b.Log())
+			}
+			return nil
+		})
+		release()
+		if err := <-committed; err != nil {
+			t.Fatal(err)
+		}
+		pgtest.Eventually(t, 30*time.Second, func() error {
+			got := pgtest.Column[string](db, `select record_pk || ' ' || record from sequin.messages where stream = $1 order by seq desc limit 1`, test.table)
+			if len(got) != 1 || got[0] != test.want {
+				return fmt.Errorf("of %s there is %q, want %q", test.table, got, test.want)
+			}
+			return nil
+		})
+	}
+	if err := b.Stop(); err != nil {
+		t.Errorf("the bridge ended with %v: %s", err, b.Log())
+	}
+}
+
+// partitioned is a table with a partition, its stream and a row. 12 publishes none.
+func partitioned(major int) string {
+	if major < 13 {
+		return ""
+	}
+	return `create table partitioned (id int primary key) partition by range (id);
+		create table partitioned_1 partition of partitioned for values from (0) to (10);
+		select sequin.create_stream('partitioned', '{partitioned}'); insert into partitioned values (1)`
+}
+
+// hold has commits wait for a standby that there is not, until they are released.
+func hold(t *testing.T, db *pgtest.DB) (release func()) {
+	t.Helper()
+	release = func() {
+		db.Exec(`alter system reset synchronous_standby_names`)
+		db.Exec(`select pg_reload_conf()`)
+	}
+	t.Cleanup(release)
+	db.Exec(`alter system set synchronous_standby_names = 'nobody'`)
+	db.Exec(`select pg_reload_conf()`)
+	pgtest.Eventually(t, 30*time.Second, func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		conn := db.Connect()
+		_, err := conn.Exec(ctx, `create table probe (id int); drop table probe`)
+		if err == nil {
+			return errors.New("a commit does not wait")
+		}
+		return nil
+	})
+	return release
+}
+
+// commitHeld runs statements in a transaction, whose commit is on disk and waits when it returns. What it came to is sent.
+func commitHeld(t *testing.T, db *pgtest.DB, sql string) <-chan error {
+	t.Helper()
+	conn := db.Connect()
+	committed := make(chan error, 1)
+	go func() {
+		_, err := conn.Exec(context.Background(), `begin; `+sql+`; commit`)
+		committed <- err
+	}()
+	pgtest.Eventually(t, 30*time.Second, func() error {
+		select {
+		case err := <-committed:
+			return fmt.Errorf("it did not wait: %w", err)
+		default:
+		}
+		if !pgtest.Value[bool](db, `select coalesce(wait_event = 'SyncRep', false) from pg_stat_activity where pid = $1`, conn.PgConn().PID()) {
+			return errors.New("it does not wait")
+		}
+		return nil
+	})
+	return committed
+}
