@@ -278,16 +278,14 @@ func (r *reader) message(ctx context.Context, data []byte) error {
 // relation takes note of what a table looks like from here on.
 func (r *reader) relation(ctx context.Context, rel *wal.Relation) error {
 	delete(r.tables, rel.OID)
-	// Another source's table may have come again under another route; a relation is rare.
-	if _, ok := r.routes[rel.OID]; !ok || r.session.target != nil {
-		if err := r.loadRoutes(ctx); err != nil {
-			return err
-		}
-	}
-	if _, ok := r.routes[rel.OID]; !ok {
+	_, isKnown := r.routes[rel.OID]
+	if !isKnown {
 		if err := r.awaitSeen(ctx, rel); err != nil {
 			return err
 		}
+	}
+	// Another source's table may have come again under another route; a relation is rare.
+	if !isKnown || r.session.target != nil {
 		if err := r.loadRoutes(ctx); err != nil {
 			return err
 		}
