@@ -473,13 +473,14 @@ comment on function sequin.resume_pipeline(text) is
 
 Returns resumed or unchanged. Errors: 42704 unknown pipeline.';
 
--- How far a pipeline is behind.
+-- How far a pipeline is behind. One row, as of _standing.
 create or replace function sequin._pipeline_standing(p sequin.pipeline)
 returns table (
   is_started boolean, pending bigint, written bigint, last_seq bigint, written_at timestamptz, oldest_at timestamptz, oldest_lsn pg_lsn
 )
 language sql
 stable
+rows 1
 security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off

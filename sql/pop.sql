@@ -54,7 +54,7 @@ begin
     and wait >= '0' and wait <= '60 seconds' and not sequin._is_strict()
     and current_setting('transaction_read_only') = 'off'
     and (sequin._caller() = current_user or sequin._may_consume(c.id))
-    and not exists (select from sequin.delivery d where d.consumer_id = c.id and d.due_at <= clock_timestamp())
+    and not exists (select from sequin.delivery d where d.consumer_id = c.id and d.due_at <= (select clock_timestamp()))
     and random() > 0.01;
   while v_id is not null and v_left > 0 and v_misses < 3 loop
     v_misses := v_misses + 1;

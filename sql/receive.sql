@@ -181,6 +181,9 @@ declare
   v_left int;
   v_size int;                        -- a permit is good for so many messages, in a lane that has its quota
   v_permits smallint[];
+  v_room int;                        -- so much more may be out of the lane, with the permits that it has
+  v_more smallint[];                 -- and these are for the rest
+  v_is_dry boolean;                  -- there are no more to be had
   v_needed int;
   v_prev bigint;
   v_from bigint;
@@ -346,6 +349,7 @@ begin
   loop
     v_at := clock_timestamp();
     v_permits := null;
+    v_is_dry := false;
     v_survey := null;
     select c.id, case when c.reads = 'key' and cardinality(c.routes) = 1 then c.routes[1] end, c.lane_quota, c.permit_size,
            c.lane_quota = 0, c.is_rows, coalesce(receive.ack_wait, c.ack_wait),
@@ -378,7 +382,7 @@ begin
       exit when v_left <= 0 or not v_is_ready;
       -- What was nacked or has expired comes first.
       if v_round = 1 or v_has_freed then
-        if exists (select from sequin.delivery d where d.consumer_id = v_id and d.due_at <= clock_timestamp()) then
+        if exists (select from sequin.delivery d where d.consumer_id = v_id and d.due_at <= v_at) then
           v_permits := null;
           return query select * from sequin._take_due(v_id, v_left, v_ack_wait, false, v_at);
           get diagnostics v_count = row_count;
@@ -423,6 +427,7 @@ begin
         v_permits := sequin._permits(v_consumer, least(v_left, (select sum(l) from unnest(v_limits) l))::int);
       elsif v_permits is null and v_left > v_quota then
         v_permits := sequin._permits(v_consumer, sequin._permits_for(v_consumer, v_left));
+        v_is_dry := v_permits = '{}';
       end if;
       exit when v_is_tight and v_permits = '{}';
 
@@ -432,12 +437,13 @@ begin
         exit when v_limit <= 0;
         v_count := 0;
         v_misses := v_misses + 1;
-        select s.turn, s.upto_seq, s.passed, 
-               s.held = 0 and s.tracked = 0 and v_route is not null and not v_is_strict, nextval('sequin.turn')
-          into v_prev, v_from, v_passed, v_is_plain, v_turn
+        select s.turn, s.upto_seq, s.passed,
+               s.held = 0 and s.tracked = 0 and v_route is not null and not v_is_strict, nextval('sequin.turn'),
+               v_quota + v_size * coalesce(cardinality(s.permits), 0) - (s.tracked - s.fresh)
+          into v_prev, v_from, v_passed, v_is_plain, v_turn, v_room
         from (select * from sequin.lane s where s.consumer_id = v_id and s.lane = v_lane order by s.prev desc limit 1) s
         where s.lease is null;
-        continue when not found;
+        continue when not found or v_is_dry and v_room <= 0;
 
         -- Plain: each row of the range is a message, and none is an older version of another.
         if v_is_plain and v_limit = 1 then
@@ -499,7 +505,17 @@ begin
                 order by l.seq) l;
           end if;
         else
-          return query select * from sequin._take(v_id, v_lane, v_limit, v_ack_wait, v_permits);
+          v_more := v_permits;
+          if v_permits is null and v_room < v_limit then
+            if v_consumer.id is distinct from v_id then
+              select * into v_consumer from sequin.consumer c where c.id = v_id;
+            end if;
+            v_more := case when v_is_dry then '{}'
+                           else sequin._permits(v_consumer, (v_limit - v_room + v_size - 1) / v_size) end;
+            v_is_dry := v_more = '{}';
+            continue when v_is_dry and v_room <= 0;
+          end if;
+          return query select * from sequin._take(v_id, v_lane, v_limit, v_ack_wait, v_more);
           get diagnostics v_count = row_count;
           v_has_moved := true;
           if v_permits is not null then
@@ -518,7 +534,10 @@ begin
     -- altered, or sent back. What cannot be had yet is looked for again after a pause, and so is what was in vain.
     if v_survey.seen is null or v_survey.seen = v_seen then
       v_pause := least(v_pause * 1.1, 0.01);
-      perform pg_sleep(least(v_pause, extract(epoch from v_deadline - clock_timestamp())));
+      -- Where all that may be out is, each look is a long one: most of the time it rests.
+      perform pg_sleep(least(
+        case when v_is_dry then greatest(v_pause, least(extract(epoch from clock_timestamp() - v_at) * 4, 0.1)) else v_pause end,
+        extract(epoch from v_deadline - clock_timestamp())));
     end if;
     v_seen := case when v_survey.seen is not null
                      and sequin._await(v_consumer, v_survey.seen, least(v_deadline, v_at + v_patience))

@@ -1,6 +1,7 @@
 -- How things stand: lag, pending, in flight. From counters and differences, never from counting rows of the log.
 
--- How far a consumer is behind.
+-- How far a consumer is behind. One row: a view that asks this of each of the consumers that the planner expects would look
+-- dear, and be compiled (jit).
 create or replace function sequin._standing(c sequin.consumer)
 returns table (
   pending bigint, in_flight bigint, waiting bigint, dead_letters bigint, handed_out bigint,
@@ -8,6 +9,7 @@ returns table (
 )
 language plpgsql
 stable
+rows 1
 security definer
 set search_path = pg_catalog, pg_temp
 set jit = off

@@ -47,7 +47,7 @@ begin
   end if;
   if exists (
        select from sequin.delivery d
-       where d.consumer_id = c.id and d.due_at > '-infinity' and d.due_at <= clock_timestamp()
+       where d.consumer_id = c.id and d.due_at > '-infinity' and d.due_at <= (select clock_timestamp())
          and (d.is_done or d.is_out or d.deliver_count >= c.max_deliver)) then
     perform sequin._take_due(c.id, 0, c.ack_wait, true, clock_timestamp());
     v_has_freed := true;
@@ -114,7 +114,7 @@ begin
     and (c.routes && bridge_notify.routes and c.reads <> 'feed' and f.is_deep is not true
          or exists (
            select from sequin.delivery d
-           where d.consumer_id = c.id and d.due_at between clock_timestamp() - interval '2 seconds' and clock_timestamp()));
+           where d.consumer_id = c.id and d.due_at between (select clock_timestamp() - interval '2 seconds') and (select clock_timestamp())));
   return v_count;
 end $$;
 comment on function sequin.bridge_notify(int[], int) is

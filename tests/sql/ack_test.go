@@ -193,30 +193,9 @@ func TestTrackedIsReadLittle(t *testing.T) {
 	f := setup(t, "changes")
 	f.consumer("c")
 	conn := f.Connect()
-	// reads calls something in a transaction, and fails where it reads more of what is tracked than it may.
 	reads := func(what string, most int, call func(pgx.Tx)) {
 		t.Helper()
-		tx, err := conn.Begin(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		var before, after int
-		const read = `select coalesce(sum(seq_tup_read + idx_tup_fetch), 0) from pg_stat_xact_all_tables
-			where schemaname = 'sequin' and relname in ('delivery', 'held_group')`
-		if err := tx.QueryRow(t.Context(), read).Scan(&before); err != nil {
-			t.Fatal(err)
-		}
-		call(tx)
-		if err := tx.QueryRow(t.Context(), read).Scan(&after); err != nil {
-			t.Fatal(err)
-		}
-		if err := tx.Commit(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		t.Logf("%s reads %d rows", what, after-before)
-		if after-before > most {
-			t.Errorf("%s reads %d rows, and not %d at most", what, after-before, most)
-		}
+		f.reads(conn, what, most, call)
 	}
 	for _, n := range []int{1, 1, count} {
 		f.Exec("analyze sequin.delivery; analyze sequin.held_group")
@@ -237,6 +216,66 @@ func TestTrackedIsReadLittle(t *testing.T) {
 				f.callIn(tx, "nack", ids(got), int64(n), "delay => '0'")
 			})
 		}
+	}
+}
+
+// What backs off costs nobody anything until it is due.
+func TestBackingOffIsNotRead(t *testing.T) {
+	const count = 1000
+	f := setup(t, "changes")
+	f.consumer("c")
+	f.write(inserts(upto(count)...)...)
+	var got []message
+	pgtest.Eventually(t, 30*time.Second, func() error {
+		got = append(got, f.receive(`'c', 1000`)...)
+		return want(len(got), count)
+	})
+	f.call("nack", ids(got), count, "delay => '1 hour'")
+	f.write(inserts(count + 1)...)
+	conn := f.Connect()
+	const most = 100
+	f.reads(conn, "receive", most, func(tx pgx.Tx) { f.receiveIn(tx, `'c', 1`) })
+	f.reads(conn, "pop", most, func(tx pgx.Tx) {
+		if _, err := tx.Exec(t.Context(), `select * from sequin.pop('c', 10)`); err != nil {
+			t.Fatal(err)
+		}
+	})
+	for _, call := range []string{`bridge_tend(id)`, `bridge_notify(array[0])`} {
+		f.reads(conn, call, most, func(tx pgx.Tx) {
+			if _, err := tx.Exec(t.Context(), `select sequin.`+call+` from sequin.consumers`); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// reads calls something in a transaction, and fails the test where it reads more of some tables than it may: of what is
+// tracked, where none is named.
+func (f *fixture) reads(conn *pgx.Conn, what string, most int, call func(pgx.Tx), tables ...string) {
+	f.Helper()
+	tx, err := conn.Begin(f.Context())
+	if err != nil {
+		f.Fatal(err)
+	}
+	if len(tables) == 0 {
+		tables = []string{"delivery", "held_group"}
+	}
+	var before, after int
+	const read = `select coalesce(sum(seq_tup_read + idx_tup_fetch), 0) from pg_stat_xact_all_tables
+		where schemaname = 'sequin' and relname = any ($1)`
+	if err := tx.QueryRow(f.Context(), read, tables).Scan(&before); err != nil {
+		f.Fatal(err)
+	}
+	call(tx)
+	if err := tx.QueryRow(f.Context(), read, tables).Scan(&after); err != nil {
+		f.Fatal(err)
+	}
+	if err := tx.Commit(f.Context()); err != nil {
+		f.Fatal(err)
+	}
+	f.Logf("%s reads %d rows", what, after-before)
+	if after-before > most {
+		f.Errorf("%s reads %d rows, and not %d at most", what, after-before, most)
 	}
 }
 

@@ -5,9 +5,40 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"sequin/tests/pgtest"
 )
+
+// Where all that may be out is, whoever asks for more looks once, and not in each lane anew.
+func TestMaxAckPendingReached(t *testing.T) {
+	const limit = 1000
+	f := setup(t, "changes")
+	f.consumer("c", fmt.Sprintf("max_ack_pending => %d", limit))
+	f.write(inserts(upto(3 * limit)...)...)
+	out, empty := 0, 0
+	pgtest.Eventually(t, 30*time.Second, func() error {
+		got := len(f.receive(`'c', 100`))
+		out += got
+		if empty++; got > 0 {
+			empty = 0
+		}
+		if empty < 5 {
+			return fmt.Errorf("%d are out, and %d were had just now", out, got)
+		}
+		return nil
+	})
+	if out < limit*9/10 || out > limit {
+		t.Errorf("%d are out, and max_ack_pending is %d", out, limit)
+	}
+	f.reads(f.Connect(), "receive", 1500, func(tx pgx.Tx) {
+		if got := f.receiveIn(tx, `'c', 100`); len(got) > 0 {
+			t.Errorf("%d more", len(got))
+		}
+	}, "lane", "floor", "consumer", "delivery")
+}
 
 // No more than max_ack_pending messages are out or backing off, whoever asks, and however many are asked for.
 func TestMaxAckPending(t *testing.T) {

@@ -1,6 +1,7 @@
 package sql
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 
@@ -12,6 +13,28 @@ var sessionSettings = []string{
 	`standard_conforming_strings = off`, `quote_all_identifiers = on`, `transform_null_equals = on`, `array_nulls = off`,
 	`datestyle = 'SQL, DMY'`, `intervalstyle = 'sql_standard'`, `timezone = 'Asia/Tokyo'`, `extra_float_digits = -15`,
 	`bytea_output = 'escape'`,
+}
+
+// What a DBA looks at every few seconds looks cheap to the planner, on tables that nobody has analyzed, too: else, on a server
+// with JIT, it is compiled each time, for a second or two.
+func TestStatusIsNotCompiled(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	for _, view := range pgtest.Column[string](db, `select c.relname::text from pg_class c where c.relnamespace = 'sequin'::regnamespace and c.relkind = 'v'
+		and (c.relname like '%status' or c.relname in ('streams', 'consumers', 'pipelines', 'sources', 'deliveries', 'dead_letters', 'backfills'))`) {
+		var plans []struct {
+			Plan struct {
+				Cost float64 `json:"Total Cost"`
+			}
+		}
+		if err := json.Unmarshal([]byte(pgtest.Value[string](db, `explain (format json) select * from sequin.`+view)), &plans); err != nil {
+			t.Fatal(err)
+		}
+		cost := plans[0].Plan.Cost
+		if limit := pgtest.Value[float64](db, `select boot_val::float8 from pg_settings where name = 'jit_above_cost'`); cost >= limit {
+			t.Errorf("%s costs %v, and from %v on it is compiled", view, cost, limit)
+		}
+	}
 }
 
 // An expression means what it means in any session: in the one that it is written in, and in those that it is evaluated in.
