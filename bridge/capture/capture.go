@@ -15,6 +15,7 @@ import (
 
 	"sequin/bridge/changelog"
 	"sequin/bridge/pinned"
+	"sequin/bridge/slot"
 	"sequin/bridge/source"
 )
 
@@ -263,7 +264,7 @@ func (s *session) watch(ctx context.Context) error {
 		cancel()
 		if err == nil || isTime && !s.watcher.IsClosed() {
 			ask, cancel := context.WithTimeout(ctx, s.answerWithin())
-			err = s.checkPublication(ask, s.watcher)
+			err = errors.Join(s.checkPublication(ask, s.watcher), s.checkStandbys(ask, s.watcher))
 			cancel()
 		}
 		switch {
@@ -290,6 +291,15 @@ func (s *session) checkPublication(ctx context.Context, conn *pgx.Conn) error {
 	fault, err := s.publicationFault(ctx, conn)
 	if err == nil && fault != "" {
 		err = fmt.Errorf("%w: %s", errPublication, fault)
+	}
+	return err
+}
+
+// checkStandbys looks whether the server has come to take the bridge for a standby.
+func (s *session) checkStandbys(ctx context.Context, conn *pgx.Conn) error {
+	state, err := slot.Look(ctx, conn, s.slotName)
+	if err == nil && state.IsAwaited {
+		err = errAwaited
 	}
 	return err
 }

@@ -276,6 +276,9 @@ func (s *session) prepareSlot(ctx context.Context, src standing, id pglogrepl.Id
 	case state.IsStandby:
 		return 0, 0, refuse("Give the bridge the address of the primary.", "the server is a standby, where the log cannot be written")
 	}
+	if state.IsAwaited {
+		return 0, 0, errAwaited
+	}
 	var hasPublication bool
 	var walLevel string
 	err = s.catalog.QueryRow(ctx, `select exists (select from pg_catalog.pg_publication p where p.pubname = $1), d.oid::bigint,

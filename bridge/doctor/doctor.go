@@ -295,6 +295,9 @@ func ownSlot(ctx context.Context, conn *pgx.Conn, isInstalled bool) (slot.State,
 func slotState(s slot.State, name string) Finding {
 	drop := fmt.Sprintf("select pg_drop_replication_slot(%s);", quote.Literal(name))
 	switch {
+	case s.IsAwaited:
+		return fail("slot", "alter system set synchronous_standby_names = 'FIRST 1 (…)'; select pg_reload_conf(); -- name the standbys",
+			"synchronous_standby_names is *, and so takes the bridge for a standby: commits would wait for it")
 	case !s.Exists:
 		return ok("slot", "there is none yet: the bridge makes %s when it first starts", name)
 	case !s.IsOurs:

@@ -22,6 +22,9 @@ import (
 
 const readBuffer = 256 << 10
 
+// reader is what the connection that reads a slot calls itself.
+const reader = "sequin bridge"
+
 // Conn is a replication connection.
 type Conn struct {
 	pg    *pgconn.PgConn
@@ -49,7 +52,7 @@ func Connect(ctx context.Context, databaseURL, encoding string, notice func(*pgc
 	if err != nil {
 		return nil, err
 	}
-	config.RuntimeParams["application_name"] = "sequin bridge"
+	config.RuntimeParams["application_name"] = reader
 	config.RuntimeParams["client_encoding"] = encoding
 	config.RuntimeParams["replication"] = "database"
 	pinned.Print(config.RuntimeParams)

@@ -21,6 +21,7 @@ type State struct {
 	ConfirmedLSN pglogrepl.LSN
 	IsTwoPhase   bool // it sends transactions when they are prepared
 	IsFailover   bool // the server takes it along to its standbys
+	IsAwaited    bool // synchronous_standby_names takes its reader for a standby: commits wait for it
 
 	IsStandby  bool // of the server
 	CurrentLSN pglogrepl.LSN
@@ -38,6 +39,10 @@ select s.slot_name is not null,
        coalesce(s.confirmed_flush_lsn, '0/0'::pg_catalog.pg_lsn)::pg_catalog.text,
        coalesce((pg_catalog.to_jsonb(s) ->> 'two_phase')::pg_catalog.bool, false),
        coalesce((pg_catalog.to_jsonb(s) ->> 'failover')::pg_catalog.bool, false),
+       exists (
+         select from pg_catalog.regexp_split_to_table(pg_catalog.regexp_replace(
+           pg_catalog.current_setting('synchronous_standby_names'), '^\s*((first|any)\s+)?\d+\s*\(|\)\s*$', '', 'gi'), ',') n
+         where pg_catalog.lower(pg_catalog.btrim(n, E' \t\n"')) in ('*', '` + reader + `')),
        pg_catalog.current_setting('server_version_num')::int / 10000,
        pg_catalog.pg_is_in_recovery(),
        case when pg_catalog.pg_is_in_recovery() then '0/0'
@@ -50,7 +55,7 @@ func Look(ctx context.Context, conn *pgx.Conn, name string) (State, error) {
 	var s State
 	var confirmed, current string
 	err := conn.QueryRow(ctx, stateQuery, name).Scan(&s.Exists, &s.IsOurs, &s.Kind, &s.IsActive, &s.ActivePID, &s.IsLost,
-		&s.LostReason, &confirmed, &s.IsTwoPhase, &s.IsFailover, &s.Major, &s.IsStandby, &current)
+		&s.LostReason, &confirmed, &s.IsTwoPhase, &s.IsFailover, &s.IsAwaited, &s.Major, &s.IsStandby, &current)
 	if err == nil {
 		s.ConfirmedLSN, err = pglogrepl.ParseLSN(confirmed)
 	}

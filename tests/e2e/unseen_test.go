@@ -73,13 +73,9 @@ func partitioned(major int) string {
 // hold has commits wait for a standby that there is not, until they are released.
 func hold(t *testing.T, db *pgtest.DB) (release func()) {
 	t.Helper()
-	release = func() {
-		db.Exec(`alter system reset synchronous_standby_names`)
-		db.Exec(`select pg_reload_conf()`)
-	}
+	release = func() { standbys(t, db, "") }
 	t.Cleanup(release)
-	db.Exec(`alter system set synchronous_standby_names = 'nobody'`)
-	db.Exec(`select pg_reload_conf()`)
+	standbys(t, db, "nobody")
 	pgtest.Eventually(t, 30*time.Second, func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
@@ -91,6 +87,19 @@ func hold(t *testing.T, db *pgtest.DB) (release func()) {
 		return nil
 	})
 	return release
+}
+
+// standbys sets synchronous_standby_names.
+func standbys(t *testing.T, db *pgtest.DB, names string) {
+	t.Helper()
+	db.Exec(fmt.Sprintf(`alter system set synchronous_standby_names = '%s'`, names))
+	db.Exec(`select pg_reload_conf()`)
+	pgtest.Eventually(t, 30*time.Second, func() error {
+		if now := pgtest.Value[string](db, `show synchronous_standby_names`); now != names {
+			return fmt.Errorf("synchronous_standby_names is %s", now)
+		}
+		return nil
+	})
 }
 
 // commitHeld runs statements in a transaction, whose commit is on disk and waits when it returns. What it came to is sent.
