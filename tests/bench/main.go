@@ -32,7 +32,7 @@ var benchmarks = []benchmark{
 	{"groups", "20 hot groups, beside a group a message: 8 workers, batch 10", runGroups},
 	{"hanging", "1,000 groups, one delivery of which hangs: how many other groups are delivered within a second", runHanging},
 	{"depth", "far behind, beside a little behind: 4 workers, batch 100", runDepth},
-	{"quiet", "a receive from a quiet table beside a busy one, and without that", runQuiet},
+	{"quiet", "a receive from a quiet table beside a busy one, and beside as much work on a table that is not streamed", runQuiet},
 	{"isolation", "a consumer's rate beside one in trouble, and beside one that is well", runIsolation},
 	{"capture", "source commits to log rows, beside PostgreSQL's own logical replication into a second database", runCapture},
 	{"pipeline", "capture with a pipeline and two consumers on the table, and pgbench's own rate with pipelines on its tables, beside PostgreSQL's own logical replication of the same", runPipeline},
