@@ -45,6 +45,7 @@ as $$
   where p.pronamespace = 'sequin'::regnamespace and p.proname = '_create_stream' and a.grantee not in (0, p.proowner)
 $$;
 
+-- Gives a role what configures. What it has already stays as it is.
 create or replace function sequin._grant_configuring(role name)
 returns void
 language plpgsql

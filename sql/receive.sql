@@ -637,6 +637,7 @@ end $$;
 
 -- Takes messages from a lane that the caller holds the lock of, whatever is in it: rows of held groups are passed by,
 -- and so are rows that are no message of this consumer, and versions of a row that a later one in sight has overtaken.
+-- permits are those that the lane may have beside its own.
 create or replace function sequin._take(
   consumer_id int, lane smallint, max_rows int, ack_wait interval, permits smallint[]
 )
@@ -661,9 +662,6 @@ declare
 begin
   select * into c from sequin.consumer c where c.id = _take.consumer_id;
   v_pending := v_state.tracked - v_state.fresh;
-  if permits is null and v_pending + max_rows > c.lane_quota + c.permit_size * coalesce(cardinality(v_state.permits), 0) then
-    permits := sequin._permits(c, sequin._permits_for(c, v_pending + max_rows) - coalesce(cardinality(v_state.permits), 0));
-  end if;
   permits := v_state.permits || permits;
   v_limit := least(max_rows, c.lane_quota + c.permit_size * coalesce(cardinality(permits), 0) - v_pending);
   -- The lane's row under an older snapshot: see _put_lane.

@@ -144,10 +144,13 @@ begin
         message = format('the primary key of %s is deferrable, and so no replica identity: its updates and deletes would fail '
           'once published', sequin._table_name(v_leaf)),
         hint = (
-          select case when not n.conislocal then 'It is that of the partitioned table: mend it there.' else format('alter table %1$s drop constraint %2$I, add constraint %2$I primary key (%3$s); or: alter table %1$s '
+          select case
+            when not n.conislocal then 'It is that of the partitioned table: mend it there.'
+            else format('alter table %1$s drop constraint %2$I, add constraint %2$I primary key (%3$s); or: alter table %1$s '
                    'replica identity full;', sequin._table_name(v_leaf), n.conname,
                    (select string_agg(quote_ident(k.name), ', ' order by k.place)
-                    from unnest(sequin._key_columns(v_leaf)) with ordinality k(name, place))) end
+                    from unnest(sequin._key_columns(v_leaf)) with ordinality k(name, place)))
+            end
           from pg_constraint n where n.conrelid = v_leaf and n.contype = 'p');
     end if;
     if not sequin._has_replica_identity(v_leaf) then

@@ -185,11 +185,10 @@ func (r *run) describe(ctx context.Context, source *pgx.Conn, place int32) (*tab
 				c.name, t.schema, t.name, c.domain))
 		}
 	}
-	live, err := changelog.NewTable(ctx, source, r.types, rel, r.Routes[place-1], names, t.isRoot)
-	if err != nil {
-		return nil, err
+	if _, err := r.types.Know(ctx, source, rel); err != nil {
+		return nil, fmt.Errorf("describe table %s.%s: %w", t.schema, t.name, err)
 	}
-	t.Table = live.Beside(r.SideRoutes[place-1])
+	t.Table = changelog.NewTable(r.types, rel, r.Routes[place-1], names, t.isRoot).Beside(r.SideRoutes[place-1])
 	return t, nil
 }
 

@@ -275,8 +275,7 @@ func (s *session) prepareSlot(ctx context.Context, src standing, id pglogrepl.Id
 		return 0, 0, refuse("select sequin.alter_source(name, conninfo); with the address of the primary.", "the source is a standby, where no slot is made")
 	case state.IsStandby:
 		return 0, 0, refuse("Give the bridge the address of the primary.", "the server is a standby, where the log cannot be written")
-	}
-	if state.IsAwaited {
+	case state.IsAwaited:
 		return 0, 0, errAwaited
 	}
 	var hasPublication bool

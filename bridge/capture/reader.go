@@ -294,32 +294,36 @@ func (r *reader) relation(ctx context.Context, rel *wal.Relation) error {
 	if !ok {
 		return nil // a partition, whose changes come under its root, or a table that is not streamed any more
 	}
-	isAll, err := r.types.Know(ctx, r.catalog, rel)
+	key, isRoot, isSame, err := r.describe(ctx, rel)
 	if err != nil {
 		return err
 	}
-	key, isRoot, err := r.keyColumns(ctx, rel)
-	if err != nil {
-		return fmt.Errorf("take note of table %s.%s: %w", rel.Schema, rel.Name, err)
-	}
-	if !isAll || !rel.IsIdentity(key) {
+	if !isSame {
 		if err := r.awaitSeen(ctx, rel); err != nil {
 			return err
 		}
-		if key, isRoot, err = r.keyColumns(ctx, rel); err != nil {
-			return fmt.Errorf("take note of table %s.%s: %w", rel.Schema, rel.Name, err)
+		if key, isRoot, _, err = r.describe(ctx, rel); err != nil {
+			return err
 		}
 	}
 	// A key column that was renamed since has its old name here.
 	if !rel.Has(key) && rel.Has(r.keys[rel.OID]) {
 		key = r.keys[rel.OID]
 	}
-	t, err := changelog.NewTable(ctx, r.catalog, r.types, rel, route, key, isRoot)
-	if err != nil {
-		return err
-	}
-	r.tables[rel.OID], r.keys[rel.OID] = t, key
+	r.tables[rel.OID], r.keys[rel.OID] = changelog.NewTable(r.types, rel, route, key, isRoot), key
 	return nil
+}
+
+// describe finds out about a relation's types, and returns what keyColumns does. isSame: the catalog has all of it as the
+// stream says it is.
+func (r *reader) describe(ctx context.Context, rel *wal.Relation) (key []string, isRoot, isSame bool, err error) {
+	if isSame, err = r.types.Know(ctx, r.catalog, rel); err == nil {
+		key, isRoot, err = r.keyColumns(ctx, rel)
+	}
+	if err != nil {
+		return nil, false, false, fmt.Errorf("take note of table %s.%s: %w", rel.Schema, rel.Name, err)
+	}
+	return key, isRoot, isSame && rel.IsIdentity(key), nil
 }
 
 // keyColumns returns the columns that name a relation's rows, and whether it is partitioned, and has what it looks like now

@@ -3,7 +3,6 @@ package changelog
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"slices"
@@ -31,17 +30,12 @@ type column struct {
 	form  *form
 }
 
-// NewTable describes a relation. keyColumns are those of the catalog now: the relation's own say which they were when
+// NewTable describes a relation, whose types are known as far as they are there. keyColumns are those of the catalog now: the relation's own say which they were when
 // the change was made, wherever its replica identity does. isRoot: it is partitioned.
-func NewTable(
-	ctx context.Context, db Queryer, types *Types, rel *wal.Relation, route int32, keyColumns []string, isRoot bool,
-) (*Table, error) {
+func NewTable(types *Types, rel *wal.Relation, route int32, keyColumns []string, isRoot bool) *Table {
 	t := &Table{
 		Route: route, group: route, relation: rel, schema: []byte(rel.Schema), name: []byte(rel.Name),
 		isUTF8: types.isUTF8, isRoot: isRoot,
-	}
-	if _, err := types.Know(ctx, db, rel); err != nil {
-		return nil, err
 	}
 	var identity []int
 	for i, c := range rel.Columns {
@@ -69,7 +63,7 @@ func NewTable(
 	if !rel.IsIdentity(keyColumns) {
 		t.key = identity
 	}
-	return t, nil
+	return t
 }
 
 // Name returns schema.table.

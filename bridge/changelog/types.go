@@ -96,7 +96,7 @@ func (t *Types) Know(ctx context.Context, db Queryer, rel *wal.Relation) (bool, 
 		oids[i] = c.TypeOID
 	}
 	if err := t.load(ctx, db, oids); err != nil {
-		return false, fmt.Errorf("describe table %s.%s: %w", rel.Schema, rel.Name, err)
+		return false, err
 	}
 	return !slices.ContainsFunc(oids, func(oid uint32) bool { return t.known[oid] == nil }), nil
 }

@@ -86,12 +86,12 @@ func writeElsewhere(ctx context.Context, _ *changeLog, conn *pgx.Conn, rows int)
 	}
 	if _, err := conn.Exec(ctx, `
 		insert into elsewhere (seq, committed_at, route_id, group_hash, lane, action, table_schema, table_name, record_pk, record, metadata)
-		select m.last + i, clock_timestamp(), 0, hashtext(i::text), hashtext(i::text) & 63, 'i', 'public', 'orders', (m.last + i)::text,
-		       jsonb_build_object('id', i, 'customer', 'customer ' || i % 1000, 'amount', (i * 7919 % 100000) / 100.0,
-		         'status', 'pending', 'note', repeat('x', 60), 'created_at', now()),
-		       jsonb_build_object('commit_lsn', pg_current_wal_insert_lsn()::text, 'xid', 5)
-		from (select coalesce(max(seq), 0) as last from elsewhere) m, generate_series(1, $1::bigint) i
-		order by i / 800, 5, i`, rows); err != nil {
+		select c.id, clock_timestamp(), 0, hashtext(c.id::text), hashtext(c.id::text) & 63, 'i', 'public', 'orders', c.id::text,
+		       `+logRecord+`, `+logMetadata+`
+		from (
+		  select i, m.last + i as id
+		  from (select coalesce(max(seq), 0) as last from elsewhere) m, generate_series(1, $1::bigint) i) c
+		order by c.i / 800, 5, c.i`, rows); err != nil {
 		return fmt.Errorf("write beside the log: %w", err)
 	}
 	return nil

@@ -48,6 +48,13 @@ func (l *changeLog) fill(ctx context.Context, table string, messages, groups int
 	return nil
 }
 
+// What a row of the log has of c, the i-th row with this id.
+const (
+	logRecord = `jsonb_build_object('id', c.id, 'customer', 'customer ' || c.i % 1000, 'amount', (c.i * 7919 % 100000) / 100.0,
+		'status', 'pending', 'note', repeat('x', 60), 'created_at', now())`
+	logMetadata = `jsonb_build_object('commit_lsn', pg_current_wal_insert_lsn()::text, 'xid', 5)`
+)
+
 // add adds messages to the log in one transaction. As in a bridge's chunks, each of some 800 rows, a lane's are together.
 func (l *changeLog) add(ctx context.Context, conn *pgx.Conn, table string, messages, groups int) error {
 	if _, err := conn.Exec(ctx, `
@@ -63,9 +70,7 @@ func (l *changeLog) add(ctx context.Context, conn *pgx.Conn, table string, messa
 		    seq, committed_at, route_id, group_hash, lane, action, table_schema, table_name, record_pk, record, changes, metadata)
 		  select c.seq, clock_timestamp(), r.id, hashtext(r.id || '.' || c.id), hashtext(r.id || '.' || c.id) & 63,
 		         'i', 'public', $1, c.id::text,
-		         jsonb_build_object('id', c.id, 'customer', 'customer ' || c.i % 1000, 'amount', (c.i * 7919 % 100000) / 100.0,
-		           'status', 'pending', 'note', repeat('x', 60), 'created_at', now()),
-		         null, jsonb_build_object('commit_lsn', pg_current_wal_insert_lsn()::text, 'xid', 5)
+		         `+logRecord+`, null, `+logMetadata+`
 		  from change c, route r
 		  order by c.i / 800, 5, c.i
 		)

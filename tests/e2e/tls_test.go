@@ -71,17 +71,9 @@ func TestTLS(t *testing.T) {
 // tlsCluster starts a server that lets role app in with TLS only, and returns the file with who vouches for it.
 func tlsCluster(t *testing.T) (*localpg.Cluster, string) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "pgtest")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	rules := pgtest.Rules(t, "host all postgres 127.0.0.1/32 trust\nhostssl all app 127.0.0.1/32 scram-sha-256\n")
+	dir := filepath.Dir(rules)
 	authority := certify(t, dir)
-	rules := filepath.Join(dir, "pg_hba.conf")
-	const text = "host all postgres 127.0.0.1/32 trust\nhostssl all app 127.0.0.1/32 scram-sha-256\n"
-	if err := errors.Join(os.Chmod(dir, 0o755), os.WriteFile(rules, []byte(text), 0o644)); err != nil {
-		t.Fatal(err)
-	}
 	c := pgtest.NewCluster(t, map[string]string{"hba_file": rules, "password_encryption": "scram-sha-256"})
 	// The server's key has to be whose the server is.
 	info, err := os.Stat(c.Dir())

@@ -103,6 +103,21 @@ func NewClusterOf(t testing.TB, major int, settings map[string]string) *localpg.
 	return newCluster(t, binaries, settings)
 }
 
+// Rules writes a pg_hba.conf in a directory that any server can read, and returns it, for the setting hba_file.
+func Rules(t testing.TB, text string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "pgtest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	file := filepath.Join(dir, "pg_hba.conf")
+	if err := errors.Join(os.Chmod(dir, 0o755), os.WriteFile(file, []byte(text), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
 func newCluster(t testing.TB, binaries localpg.Binaries, settings map[string]string) *localpg.Cluster {
 	t.Helper()
 	dir, c, err := start(binaries, settings)

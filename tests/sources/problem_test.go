@@ -3,8 +3,6 @@ package sources
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -152,18 +150,6 @@ func TestProblems(t *testing.T) {
 // strictCluster is a server that asks role app for a password, and does not let role locked in.
 func strictCluster(t *testing.T) *localpg.Cluster {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "pgtest")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	file := filepath.Join(dir, "pg_hba.conf")
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	const rules = "local all postgres trust\nhost all app 127.0.0.1/32 md5\nhost all postgres 127.0.0.1/32 trust\n"
-	if err := os.WriteFile(file, []byte(rules), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return pgtest.NewCluster(t, map[string]string{"hba_file": file})
+	rules := pgtest.Rules(t, "local all postgres trust\nhost all app 127.0.0.1/32 md5\nhost all postgres 127.0.0.1/32 trust\n")
+	return pgtest.NewCluster(t, map[string]string{"hba_file": rules})
 }
