@@ -17,7 +17,9 @@ func Seed(t testing.TB) uint64 {
 		}
 		return seed
 	}
-	return rand.Uint64() >> 32
+	seed := rand.Uint64() >> 32
+	t.Logf("SEQUIN_SEED=%d", seed) // however the test ends
+	return seed
 }
 
 // Rounds returns how often a random test repeats itself: SEQUIN_ROUNDS, or else a few.
