@@ -97,6 +97,7 @@ func (b *Backfill) look(ctx context.Context) error {
 	cleared := time.Now()
 	tries := map[int64]int{}
 	for n := 0; ; n++ {
+		busy := b.busy() // what is done of these meanwhile, the list does not know
 		works, err := b.works(ctx, conn)
 		if err != nil {
 			return err
@@ -129,7 +130,7 @@ func (b *Backfill) look(ctx context.Context) error {
 					return err
 				}
 			}
-			if w.IsOpen {
+			if w.IsOpen && !busy[w.ID] {
 				b.start(ctx, *w)
 			}
 		}
@@ -334,6 +335,13 @@ func firstUnseen(ctx context.Context, source *pgx.Conn, xids map[uint32]bool) (u
 		}
 	}
 	return 0, nil
+}
+
+// busy returns the backfills that are being done.
+func (b *Backfill) busy() map[int64]bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return maps.Clone(b.running)
 }
 
 // start does a backfill in a goroutine of its own, unless it is being done, or there are enough of them.
