@@ -195,6 +195,7 @@ begin
   if v_start is null then
     return false;
   end if;
+  perform sequin._see_segments();
   select sum(sequin._total(r.id, v_start)) into v_total from unnest(v_consumer.routes) r(id);
   update sequin.consumer c set start_seq = v_start, start_total = v_total where c.id = consumer_id;
   insert into sequin.lane (consumer_id, lane, prev, turn, cursor_seq, upto_seq)
@@ -207,22 +208,19 @@ begin
   return true;
 end $$;
 
--- How many messages a route had had up to a seq: the last tally at or before it, and the rows since.
+-- How many messages a route had had up to a seq: what the next tally counts, less the rows in between. Not what the last
+-- one counts and the rows since: it may be gone, and rows before it with their segment.
 create or replace function sequin._total(route_id int, seq bigint)
 returns bigint
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select coalesce(t.total, 0) + (
-    select count(*) from sequin.log l
-    where l.route_id = $1 and l.seq > coalesce(t.seq, 0) and l.seq <= $2)
-  from (select) one
-  left join lateral (
-    select t.seq, t.total from sequin.tally t
-    where t.route_id = $1 and t.seq <= $2
-    order by t.seq desc
-    limit 1) t on true
+  select coalesce(
+    (select t.total - (select count(*) from sequin.log l where l.route_id = $1 and l.seq > $2 and l.seq <= t.seq)
+     from sequin.tally t where t.route_id = $1 and t.seq >= $2 order by t.seq limit 1),
+    (select t.total from sequin.tally t where t.route_id = $1 order by t.seq desc limit 1),
+    0)
 $$;
 
 -- Makes the consumer. See create_consumer, which has parsed filter and transform as its caller: as filter_views and

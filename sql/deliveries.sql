@@ -209,6 +209,7 @@ set enable_bitmapscan = off
 set jit = off
 as $$
 begin
+  perform sequin._see_segments();
   if c.reads = 'key' and g.record_pk is not null and not g.is_mixed then
     return query
       select c.id, l.seq, g.lane, l.group_hash, 0, l.committed_at, null::timestamptz, null::bigint, null::int, false, false,
@@ -319,6 +320,8 @@ begin
     continue when s.leased_until is null or s.leased_until > at
       or not may_leave and v_until > at and s.leased_until > at - interval '3 seconds'
       or not pg_try_advisory_xact_lock(sequin._lane_key(c.name, v_lane));
+    -- As in _overtake.
+    select * into c from sequin.consumer t where t.id = c.id;
     s := sequin._lane(c.id, v_lane);
     if s.leased_until <= at then
       v_total := v_total + sequin._untie(c, s, sequin._unsettled(s), false, false, v_until, 'not acknowledged within its ack_wait');
@@ -353,7 +356,7 @@ begin
                 select from sequin.held_group g
                 where g.consumer_id = c.id and g.lane = s.lane and g.group_hash = n.group_hash))
       or not pg_try_advisory_xact_lock(sequin._lane_key(c.name, v_lane));
-    -- A rewind may have given it another feed.
+    -- A rewind may have given it another feed, or a backfill another route.
     select * into c from sequin.consumer t where t.id = c.id;
     s := sequin._lane(c.id, v_lane);
     if s.leased_until > clock_timestamp() then

@@ -47,6 +47,7 @@ begin
   if v_last.seq >= v_head then
     return 0;
   end if;
+  perform sequin._see_segments();
   select count(*), max(l.seq) into v_count, v_upto
   from (
     select l.seq

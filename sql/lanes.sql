@@ -72,6 +72,7 @@ set jit = off
 as $$
 #variable_conflict use_column
 begin
+  perform sequin._see_segments();
   -- While its history is being written, nothing after that is there for it.
   if consumer.history_id is not null then
     upto := least(upto, sequin._head(consumer));

@@ -46,6 +46,7 @@ begin
   -- An ack or a nack may come between: it does not wait for the lock. The lane's row decides, and comes first.
   loop
     s := sequin._lane(c.id, lane);
+    perform sequin._see_segments();
     v_out := '{}';
     if s.lease is not null and exists (
          select from unnest(messages) m where m.seq > s.cursor_seq and m.seq <= s.upto_seq) then

@@ -155,12 +155,7 @@ begin
   -- It begins with that at the latest, though the log may be further.
   after := least(after, b.segment::bigint << 32);
   c.start_seq := after;
-  select coalesce(sum(t.total - (
-           select count(*) from sequin.log l where l.route_id = r.id and l.seq > after and l.seq <= t.seq)), 0)
-    into c.start_total
-  from unnest(c.routes) r(id)
-  cross join lateral (
-    select t.seq, t.total from sequin.tally t where t.route_id = r.id order by t.seq desc limit 1) t;
+  select sum(sequin._total(r.id, after)) into c.start_total from unnest(c.routes) r(id);
   if b.id is not null then
     c.routes := sequin._with_side(c.routes, b.side_routes);
   end if;
@@ -225,6 +220,7 @@ declare
 begin
   -- Nor may a survey of the lanes as they were be written down any more.
   v_void := pg_advisory_xact_lock(hashtextextended(c.name, 7190236));
+  perform sequin._see_segments();
   if c.start_seq is null then
     return sequin._start_after(c, after);
   end if;

@@ -364,6 +364,7 @@ begin
           v_page_lsn := coalesce(v_page_lsn, sequin._wal_lsn());
           v_pause := 0.001;
           loop
+            perform sequin._see_segments();
             select exists (
               select from sequin.log l
               where l.record_pk = sync.record_pk and l.route_id = v_table.id and l.seq > v_seq
@@ -418,6 +419,7 @@ begin
   v_pause := 0.001;
   loop
     v_limit := v_left;
+    perform sequin._see_segments();
     v_is_over := v_is_dropped and sequin._log_lsn(v_stream.source_id) >= v_lsn;
     select count(*), max(l.seq) into v_count, v_upto
     from (

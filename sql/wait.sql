@@ -78,6 +78,7 @@ begin
     -- The step first: what has been written by then is found by what is asked after it.
     v_last := v_step;
     select p.step into v_step from sequin.progress p where p.source_id = v_source_id order by p.step desc limit 1;
+    perform sequin._see_segments();
     if sequin._is_after(c.reads, c.routes, c.feed_id, seen) then
       return true;
     end if;

@@ -135,8 +135,9 @@ func TestConsumersAreIsolated(t *testing.T) {
 	}
 }
 
-func exec(t *testing.T, conn *pgx.Conn, sql string) {
-	if _, err := conn.Exec(context.Background(), sql); err != nil {
+func exec(t *testing.T, conn *pgx.Conn, sql string, args ...any) {
+	t.Helper()
+	if _, err := conn.Exec(context.Background(), sql, args...); err != nil {
 		t.Errorf("%s: %v", sql, err)
 	}
 }
