@@ -2,6 +2,7 @@ package backfill
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -25,6 +26,9 @@ type message struct {
 	Record string
 }
 
+// errTakenBack is of messages that were no longer the worker's to acknowledge.
+var errTakenBack = errors.New("they were taken back")
+
 // receive gets some messages and acknowledges them.
 func receive(ctx context.Context, db *pgtest.DB, consumer string, size int, wait string) ([]message, error) {
 	rows, err := db.Pool.Query(ctx, `select ack_id, seq, action, table_name, coalesce(record_pk, ''), coalesce(record::text, '')
@@ -45,7 +49,7 @@ func receive(ctx context.Context, db *pgtest.DB, consumer string, size int, wait
 		return nil, err
 	}
 	if n != len(ids) {
-		return nil, fmt.Errorf("acknowledged %d of %d", n, len(ids))
+		return messages, fmt.Errorf("acknowledged %d of %d: %w", n, len(ids), errTakenBack)
 	}
 	return messages, nil
 }

@@ -113,10 +113,10 @@ func (r *reader) read(db *pgtest.DB, done <-chan struct{}) error {
 		default:
 		}
 		got, err := receive(context.Background(), db, r.name, 700, "100 ms")
+		r.messages = append(r.messages, got...)
 		if err != nil {
 			return fmt.Errorf("%s: %w", r.name, err)
 		}
-		r.messages = append(r.messages, got...)
 		if isDone && len(got) == 0 {
 			return nil
 		}

@@ -140,7 +140,7 @@ func (db *DB) drop() {
 		return
 	default:
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience*time.Minute)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, db.Cluster.URL("postgres"))
 	if err != nil {
