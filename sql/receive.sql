@@ -281,7 +281,8 @@ begin
           select v_id, v_lane, v_prev, v_turn, v_from, seq, v_passed + 1,
                  v_turn, clock_timestamp(), clock_timestamp() + v_ack_wait, 1
           -- The lock is held: nobody can move the lane on from here, and a row that was replaced and trimmed is not found.
-          where v_prev = (
+          -- And the turn was taken before the row was read, which must not be newer: newest is who replaces the latest.
+          where v_prev < v_turn and v_prev = (
             select s.turn from sequin.lane s where s.consumer_id = v_id and s.lane = v_lane order by s.prev desc limit 1);
           if found then
             return next;
@@ -313,7 +314,7 @@ begin
             where l.route_id = v_route and l.lane = v_lane and l.seq > v_from and l.seq < sequin._segment_end(v_from)
             order by l.seq
             limit least(v_left, v_quota + coalesce(cardinality(v_permits) * v_size, 0))) l) l
-        where s.turn = v_prev and l.is_plain and (not v_is_rows or l.group_count = l.n)
+        where s.turn = v_prev and v_prev < v_turn and l.is_plain and (not v_is_rows or l.group_count = l.n)
         returning upto_seq, out_count, sequin._ack_id(turn, lane, 0) - 1 into v_to, v_count, v_ack_id;
         if found then
           return query
