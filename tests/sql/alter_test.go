@@ -271,19 +271,23 @@ func TestAlterUnderWay(t *testing.T) {
 			time.Sleep(50 * time.Millisecond) // it keeps the workers from all there is, each time
 		}
 	}()
-	seen := make(chan []int64)
+	seen := make(chan []int64, 4)
+	done := make(chan struct{})
 	for range 4 {
 		worker := f.Connect()
 		go func() {
 			var mine []int64
 			defer func() { seen <- mine }()
-			for empty := 0; empty < 250; { // a few seconds: on a busy machine alter_consumer takes long
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
 				got := f.receiveIn(worker, `'c', 9, '20 ms'`)
 				if len(got) == 0 {
-					empty++
 					continue
 				}
-				empty = 0
 				var n int
 				if err := worker.QueryRow(context.Background(), `select sequin.ack('c', $1)`, ids(got)).Scan(&n); err != nil || n != len(got) {
 					f.TB.Errorf("ack counted %d of %d: %v", n, len(got), err)
@@ -293,11 +297,22 @@ func TestAlterUnderWay(t *testing.T) {
 			}
 		}()
 	}
+	left := ""
+	for deadline := time.Now().Add(4 * time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		left = pgtest.Value[string](f.DB, `select coalesce((select s::text from sequin.consumer_status s where pending > 0 or in_flight > 0), '')`)
+		if left == "" {
+			break
+		}
+	}
+	close(done)
 	var got []int64
 	for range 4 {
 		got = append(got, <-seen...)
 	}
 	close(stop)
+	if left != "" {
+		t.Errorf("left over: %s", left)
+	}
 	if n := <-altered; n < 5 {
 		t.Errorf("altered %d times only", n)
 	}
