@@ -10,7 +10,8 @@
 --   commit < cut   |   | the table's rows |   | cut <= commit
 --
 -- The cut is an LSN, H, taken after a snapshot S of the source: the reader of the slot goes on in k + 1 with the first
--- transaction that commits at or after H, never before. A row is written as history only if the changes after the cut
+-- transaction that commits at or after H, never before. One that it was reading when it heard of the cut stays in j: nothing
+-- of k can be read before that is there whole. A row is written as history only if the changes after the cut
 -- do not bring it anyway: if its xmin is older than S's, it has not changed since; any other is looked up in the log,
 -- once that has come to where the chunk was read. So no row comes older than it came before, and none is missing.
 --

@@ -21,8 +21,10 @@ import (
 
 // Live is the capture that goes on beside.
 type Live interface {
-	// Cut has the log go on in a segment with the first transaction that commits at lsn or after.
+	// Cut has the log go on in a segment with the first transaction that commits at lsn or after, and has not begun to be read.
 	Cut(lsn pglogrepl.LSN, segment int32)
+	// PassedCut waits until everything before a cut is in the log.
+	PassedCut(ctx context.Context, lsn pglogrepl.LSN, segment int32) error
 	// Passed waits until everything that committed before lsn is in the log.
 	Passed(ctx context.Context, lsn pglogrepl.LSN) error
 	// Recent returns the transactions before a segment that were read last.
@@ -228,7 +230,7 @@ func (b *Backfill) open(ctx context.Context, conn *pgx.Conn, w *work) error {
 	if err != nil {
 		return err
 	}
-	if err := b.config.Live.Passed(ctx, at); err != nil {
+	if err := b.config.Live.PassedCut(ctx, at, *w.LiveSegment); err != nil {
 		return err
 	}
 	if b.logged == nil {

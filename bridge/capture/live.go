@@ -24,6 +24,8 @@ type Live struct {
 	mu     sync.Mutex
 	cuts   []cut         // that are not reached yet
 	after  int32         // the segment after the last one that was
+	inTx   bool          // a transaction is being read
+	in     int32         // the segment that its rows go to
 	recent []transaction // the last ones that were read, in a ring
 	next   int
 }
@@ -71,7 +73,7 @@ func (l *Live) open(ctx context.Context, s *session) error {
 	return nil
 }
 
-// Cut has the log go on in a segment with the first transaction that commits at lsn or after, and is not read yet.
+// Cut has the log go on in a segment with the first transaction that commits at lsn or after, and has not begun to be read.
 func (l *Live) Cut(lsn pglogrepl.LSN, segment int32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -86,7 +88,8 @@ func (l *Live) segment(lsn pglogrepl.LSN, current int32) int32 {
 		l.after = max(l.after, l.cuts[0].segment)
 		l.cuts = l.cuts[1:]
 	}
-	return max(current, l.after)
+	l.inTx, l.in = true, max(current, l.after)
+	return l.in
 }
 
 // begin takes note of a transaction whose rows go to a segment: what commits before it has been read.
@@ -117,6 +120,21 @@ func (l *Live) Recent(before int32) []uint32 {
 	return xids
 }
 
+// end takes note that a transaction has been read, up to lsn, and put.
+func (l *Live) end(lsn pglogrepl.LSN) {
+	l.mu.Lock()
+	l.inTx = false
+	l.mu.Unlock()
+	l.read(lsn)
+}
+
+// isBefore tells whether a transaction is being read whose rows go before a segment.
+func (l *Live) isBefore(segment int32) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.inTx && l.in < segment
+}
+
 // read takes note that what commits before lsn has been read.
 func (l *Live) read(lsn pglogrepl.LSN) {
 	if uint64(lsn) > l.position.Load() {
@@ -131,6 +149,17 @@ func (l *Live) isAsking(now time.Time) bool {
 	}
 	l.asking = now
 	return true
+}
+
+// PassedCut waits until everything is in the log, for others to see, that comes before a cut: what committed before its lsn,
+// and what was being read when it was made.
+func (l *Live) PassedCut(ctx context.Context, lsn pglogrepl.LSN, segment int32) error {
+	for l.isBefore(segment) {
+		if err := sleep(ctx, time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return l.Passed(ctx, lsn)
 }
 
 // Passed waits until everything that committed before lsn is in the log, for others to see.

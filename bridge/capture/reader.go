@@ -239,7 +239,7 @@ func (r *reader) message(ctx context.Context, data []byte) error {
 		if !r.isSkip {
 			r.queue.Commit(r.encoder, m.EndLSN)
 			r.idle = max(r.idle, m.EndLSN)
-			r.live.read(m.EndLSN)
+			r.live.end(m.EndLSN)
 		}
 		return nil
 	case *wal.Relation:

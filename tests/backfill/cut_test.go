@@ -1,0 +1,125 @@
+package backfill
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"sequin/tests/pgtest"
+)
+
+// A transaction that is being read when the log is cut goes before the cut, and its end may be long in coming. It is
+// waited for: what a consumer had not read before the history, it would never read.
+func TestTransactionAtTheCut(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key, n int); insert into item select n, 0 from generate_series(1, 1000) n;
+		create table bulk (id int primary key);
+		select sequin.create_stream('s', '{item}'), sequin.create_stream('bulk', '{bulk}');
+		select sequin.create_consumer('c', 's')`)
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`update item set n = 1 where id = 1`)
+	drain(t, db, "c", 1)
+
+	db.Exec(`select sequin.backfill('c')`)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(books(db))
+		}
+	})
+	release := holdCut(t, db)
+	db.Exec(`with d as (delete from item where id between 501 and 600) insert into bulk select n from generate_series(1, 400000) n`)
+	pgtest.Eventually(t, 30*time.Second, func() error {
+		if !pgtest.Value[bool](db, `select exists (select from pg_stat_activity where query like 'begin; copy sequin.log_%' and state = 'active')`) {
+			return errors.New("the transaction is not read")
+		}
+		return nil
+	})
+	release()
+
+	r := &reader{name: "c"}
+	done := make(chan struct{})
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		if err := r.read(db, done); err != nil {
+			t.Error(err)
+		}
+	})
+	pgtest.Eventually(t, 30*time.Second, func() error {
+		if n := pgtest.Value[int](db, `select count(*) from sequin.backfills where state <> 'done'`); n > 0 {
+			return fmt.Errorf("%s", state(db))
+		}
+		if !pgtest.Value[bool](db, `select count(*) = 400000 from sequin.messages where stream = 'bulk'`) {
+			return errors.New("the log has not come to the end")
+		}
+		if n := pgtest.Value[int](db, `select pending from sequin.consumer_status where name = 'c'`); n > 0 {
+			return fmt.Errorf("%d messages are pending", n)
+		}
+		return nil
+	})
+	close(done)
+	reading.Wait()
+	var deleted []string
+	for _, m := range r.messages {
+		if m.Action == "delete" {
+			deleted = append(deleted, m.Key)
+		}
+	}
+	slices.Sort(deleted)
+	if len(slices.Compact(deleted)) != 100 || len(r.messages) < 1000 {
+		t.Errorf("of %d messages %d are the deletes of rows that the consumer had, want 100", len(r.messages), len(deleted))
+	}
+}
+
+// holdCut waits until a backfill has begun, and keeps the log from being cut for it until it is released: its place was
+// read by then. The lock that keeps it waits in line behind that of the beginning.
+func holdCut(t *testing.T, db *pgtest.DB) (release func()) {
+	t.Helper()
+	first, second := db.Connect(), db.Connect()
+	lock := func(conn *pgx.Conn) {
+		if _, err := conn.Exec(t.Context(), `begin; lock table sequin.log_segment in row exclusive mode`); err != nil {
+			t.Errorf("lock: %v", err)
+		}
+	}
+	unlock := func(conn *pgx.Conn) {
+		if _, err := conn.Exec(t.Context(), `commit`); err != nil {
+			t.Errorf("unlock: %v", err)
+		}
+	}
+	waiting := func(mode string) bool {
+		return pgtest.Value[bool](db, `select exists (
+			select from pg_locks where relation = 'sequin.log_segment'::regclass and mode = $1 and not granted)`, mode)
+	}
+	for range 100 {
+		lock(first)
+		pgtest.Eventually(t, 30*time.Second, func() error {
+			if !waiting("ShareRowExclusiveLock") {
+				return errors.New("the backfill does not begin")
+			}
+			return nil
+		})
+		var locking sync.WaitGroup
+		locking.Go(func() { lock(second) })
+		for deadline := time.Now().Add(50 * time.Millisecond); !waiting("RowExclusiveLock") && time.Now().Before(deadline); {
+		}
+		unlock(first)
+		locking.Wait()
+		if pgtest.Value[bool](db, `select exists (select from sequin.backfills where state = 'running')`) {
+			pgtest.Eventually(t, 30*time.Second, func() error {
+				if !waiting("ShareRowExclusiveLock") {
+					return errors.New("the log is not to be cut")
+				}
+				return nil
+			})
+			return func() { unlock(second) }
+		}
+		unlock(second)
+	}
+	t.Fatal("the backfill did not begin while its lock was waited for")
+	return nil
+}
