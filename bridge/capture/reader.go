@@ -200,16 +200,27 @@ func (r *reader) askHorizon(now time.Time, horizon pglogrepl.LSN) {
 // confirmLast confirms what the log has at the end, and waits for the server to have heard it.
 func (r *reader) confirmLast(ctx context.Context) error {
 	written, _ := r.queue.Written()
-	if err := r.session.slot.Confirm(ctx, max(r.confirmed, written), true); err != nil {
-		return err
-	}
-	r.session.slot.SetReadDeadline(time.Now().Add(2 * time.Second))
+	last := max(r.confirmed, written)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	deadline, _ := ctx.Deadline()
+	r.session.slot.SetReadDeadline(deadline)
 	for {
-		m, err := r.session.slot.Receive()
-		if err != nil {
-			return fmt.Errorf("wait for the server to hear the last position: %w", err)
+		if err := r.session.slot.Confirm(ctx, last, true); err != nil {
+			return err
 		}
-		if m[0] == pglogrepl.PrimaryKeepaliveMessageByteID {
+		for {
+			m, err := r.session.slot.Receive()
+			if err != nil {
+				return fmt.Errorf("wait for the server to hear the last position: %w", err)
+			}
+			if m[0] == pglogrepl.PrimaryKeepaliveMessageByteID {
+				break
+			}
+		}
+		// That may have been on its way already. The catalog may not answer any more: it was asked something when the end came.
+		state, err := slot.Look(ctx, r.catalog, r.slotName)
+		if err != nil || state.ConfirmedLSN >= last {
 			return nil
 		}
 	}
