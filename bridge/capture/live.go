@@ -80,31 +80,32 @@ func (l *Live) Cut(lsn pglogrepl.LSN, segment int32) {
 	l.cuts = append(l.cuts, cut{lsn, segment})
 }
 
-// segment returns the one for a transaction that commits at lsn, where without cuts it would go to current.
-func (l *Live) segment(lsn pglogrepl.LSN, current int32) int32 {
+// begin takes note of a transaction: what commits before it has been read. It returns the segment that its rows go to;
+// without cuts that is current.
+func (l *Live) begin(m *wal.Begin, current int32) (segment int32) {
+	segment = l.enter(m, current)
+	l.changed.Store(time.Now().UnixNano())
+	l.read(m.CommitLSN)
+	return segment
+}
+
+// enter does so for what a cut and those who wait for it look at.
+func (l *Live) enter(m *wal.Begin, current int32) (segment int32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for len(l.cuts) > 0 && l.cuts[0].lsn <= lsn {
+	for len(l.cuts) > 0 && l.cuts[0].lsn <= m.CommitLSN {
 		l.after = max(l.after, l.cuts[0].segment)
 		l.cuts = l.cuts[1:]
 	}
 	l.inTx, l.in = true, max(current, l.after)
-	return l.in
-}
-
-// begin takes note of a transaction whose rows go to a segment: what commits before it has been read.
-func (l *Live) begin(m *wal.Begin, segment int32) {
-	l.read(m.CommitLSN)
-	l.changed.Store(time.Now().UnixNano())
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	t := transaction{m.XID, segment}
+	t := transaction{m.XID, l.in}
 	if len(l.recent) < recentCount {
 		l.recent = append(l.recent, t)
-		return
+		return l.in
 	}
 	l.recent[l.next] = t
 	l.next = (l.next + 1) % recentCount
+	return l.in
 }
 
 // Recent returns the transactions before a segment that were read last, as far as they are remembered.

@@ -237,9 +237,7 @@ func (r *reader) message(ctx context.Context, data []byte) error {
 		r.inTx, r.begin = true, *m
 		r.isSkip = m.CommitLSN < r.applied || r.isStuck(m.CommitLSN)
 		if !r.isSkip {
-			segment := r.live.segment(m.CommitLSN, r.config.Segment())
-			r.encoder.Begin(m, segment)
-			r.live.begin(m, segment)
+			r.encoder.Begin(m, r.live.begin(m, r.config.Segment()))
 		}
 		return nil
 	case *wal.Commit:

@@ -30,8 +30,8 @@ type column struct {
 	form  *form
 }
 
-// NewTable describes a relation, whose types are known as far as they are there. keyColumns are those of the catalog now: the relation's own say which they were when
-// the change was made, wherever its replica identity does. isRoot: it is partitioned.
+// NewTable describes a relation, whose types are known as far as they are there. keyColumns are those of the catalog now: the
+// relation's own say which they were when the change was made, wherever its replica identity does. isRoot: it is partitioned.
 func NewTable(types *Types, rel *wal.Relation, route int32, keyColumns []string, isRoot bool) *Table {
 	t := &Table{
 		Route: route, group: route, relation: rel, schema: []byte(rel.Schema), name: []byte(rel.Name),
