@@ -27,11 +27,7 @@ func TestTransactionAtTheCut(t *testing.T) {
 	drain(t, db, "c", 1)
 
 	db.Exec(`select sequin.backfill('c')`)
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(books(db))
-		}
-	})
+	tellBooks(t, db)
 	release := holdCut(t, db)
 	db.Exec(`with d as (delete from item where id between 501 and 600) insert into bulk select n from generate_series(1, 400000) n`)
 	pgtest.Eventually(t, 30*time.Second, func() error {
@@ -95,14 +91,17 @@ func holdCut(t *testing.T, db *pgtest.DB) (release func()) {
 		return pgtest.Value[bool](db, `select exists (
 			select from pg_locks where relation = 'sequin.log_segment'::regclass and mode = $1 and not granted)`, mode)
 	}
-	for range 100 {
-		lock(first)
+	awaitBridge := func() {
 		pgtest.Eventually(t, 30*time.Second, func() error {
 			if !waiting("ShareRowExclusiveLock") {
-				return errors.New("the backfill does not begin")
+				return errors.New("the bridge asks for no segment")
 			}
 			return nil
 		})
+	}
+	for range 100 {
+		lock(first)
+		awaitBridge()
 		var locking sync.WaitGroup
 		locking.Go(func() { lock(second) })
 		for deadline := time.Now().Add(50 * time.Millisecond); !waiting("RowExclusiveLock") && time.Now().Before(deadline); {
@@ -110,12 +109,7 @@ func holdCut(t *testing.T, db *pgtest.DB) (release func()) {
 		unlock(first)
 		locking.Wait()
 		if pgtest.Value[bool](db, `select exists (select from sequin.backfills where state = 'running')`) {
-			pgtest.Eventually(t, 30*time.Second, func() error {
-				if !waiting("ShareRowExclusiveLock") {
-					return errors.New("the log is not to be cut")
-				}
-				return nil
-			})
+			awaitBridge()
 			return func() { unlock(second) }
 		}
 		unlock(second)
