@@ -26,9 +26,8 @@ func TestTransactionAtTheCut(t *testing.T) {
 	db.Exec(`update item set n = 1 where id = 1`)
 	drain(t, db, "c", 1)
 
-	db.Exec(`select sequin.backfill('c')`)
 	tellBooks(t, db)
-	release := holdCut(t, db)
+	release := holdCut(t, db, func() { db.Exec(`select sequin.backfill('c')`) })
 	db.Exec(`with d as (delete from item where id between 501 and 600) insert into bulk select n from generate_series(1, 400000) n`)
 	pgtest.Eventually(t, 30*time.Second, func() error {
 		if !pgtest.Value[bool](db, `select exists (select from pg_stat_activity where query like 'begin; copy sequin.log_%' and state = 'active')`) {
@@ -72,47 +71,49 @@ func TestTransactionAtTheCut(t *testing.T) {
 	}
 }
 
-// holdCut waits until a backfill has begun, and keeps the log from being cut for it until it is released: its place was
-// read by then. The lock that keeps it waits in line behind that of the beginning.
-func holdCut(t *testing.T, db *pgtest.DB) (release func()) {
+// holdCut asks for a backfill, waits until it has begun, and keeps the log from being cut for it until it is released:
+// its place was read by then. Two connections hold the lock that a new segment waits for in turn, each waiting in line
+// behind the bridge before the other lets go: the bridge gets it once a turn, whatever for.
+func holdCut(t *testing.T, db *pgtest.DB, ask func()) (release func()) {
 	t.Helper()
-	first, second := db.Connect(), db.Connect()
-	lock := func(conn *pgx.Conn) {
-		if _, err := conn.Exec(t.Context(), `begin; lock table sequin.log_segment in row exclusive mode`); err != nil {
-			t.Errorf("lock: %v", err)
+	holder, next := db.Connect(), db.Connect()
+	run := func(conn *pgx.Conn, sql string) {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Errorf("%s: %v", sql, err)
 		}
 	}
-	unlock := func(conn *pgx.Conn) {
-		if _, err := conn.Exec(t.Context(), `commit`); err != nil {
-			t.Errorf("unlock: %v", err)
-		}
-	}
-	waiting := func(mode string) bool {
-		return pgtest.Value[bool](db, `select exists (
-			select from pg_locks where relation = 'sequin.log_segment'::regclass and mode = $1 and not granted)`, mode)
+	lock := func(conn *pgx.Conn) { run(conn, `begin; lock table sequin.log_segment in row exclusive mode`) }
+	isAsking := func(conn *pgx.Conn) bool {
+		return pgtest.Value[bool](db, `select exists (select from pg_locks
+			where relation = 'sequin.log_segment'::regclass and mode = 'RowExclusiveLock' and pid = $1)`, conn.PgConn().PID())
 	}
 	awaitBridge := func() {
 		pgtest.Eventually(t, 30*time.Second, func() error {
-			if !waiting("ShareRowExclusiveLock") {
+			if !pgtest.Value[bool](db, `select exists (select from pg_locks
+				where relation = 'sequin.log_segment'::regclass and mode = 'ShareRowExclusiveLock' and not granted)`) {
 				return errors.New("the bridge asks for no segment")
 			}
 			return nil
 		})
 	}
+	lock(holder)
+	ask()
 	for range 100 {
-		lock(first)
 		awaitBridge()
-		var locking sync.WaitGroup
-		locking.Go(func() { lock(second) })
-		for deadline := time.Now().Add(50 * time.Millisecond); !waiting("RowExclusiveLock") && time.Now().Before(deadline); {
-		}
-		unlock(first)
-		locking.Wait()
 		if pgtest.Value[bool](db, `select exists (select from sequin.backfills where state = 'running')`) {
-			awaitBridge()
-			return func() { unlock(second) }
+			return func() { run(holder, `commit`) }
 		}
-		unlock(second)
+		var locking sync.WaitGroup
+		locking.Go(func() { lock(next) })
+		pgtest.Eventually(t, 30*time.Second, func() error {
+			if !isAsking(next) {
+				return errors.New("the next holder of the lock is not in line")
+			}
+			return nil
+		})
+		run(holder, `commit`)
+		locking.Wait()
+		holder, next = next, holder
 	}
 	t.Fatal("the backfill did not begin while its lock was waited for")
 	return nil
