@@ -117,6 +117,7 @@ declare
   v_count bigint := 0;
   v_consumer sequin.consumer;
   v_lease record;
+  v_deadline timestamptz;
 begin
   -- Under an older snapshot a lane's row does not say for sure that it is the newest: the long way makes sure.
   if current_setting('transaction_isolation') = 'read committed' and current_setting('transaction_read_only') = 'off' then
@@ -153,7 +154,9 @@ begin
   v_consumer := sequin._my_consumer(consumer);
   if v_is_fast then
     -- The same for several lanes at once, if all of them are so. Else they are settled one after another, in their order: an
-    -- insert may have to wait for another's, as of a republish, which goes by it too.
+    -- insert may have to wait for another's, as of a republish, which goes by it too. After a long wait the next lane is
+    -- looked at anew: who replaced its row meanwhile may be trimmed, and would not be met.
+    v_deadline := clock_timestamp() + interval '1 second';
     with lease as materialized (
       select a.id >> 20 as lease, ((a.id >> 14) & 63)::smallint as lane, count(distinct a.id) as n, max(a.id & 16383) as last_place
       from unnest(ack_ids) a(id)
@@ -172,10 +175,10 @@ begin
     ), settled as (
       insert into sequin.lane (consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed)
       select v_consumer.id, w.lane, w.turn, w.turn + 1, w.upto_seq, w.upto_seq, w.passed
-      from whole w
+      from (select * from whole order by lane offset 0) w
       where (select count(*) from whole) = (select count(*) from lease)
+        and clock_timestamp() < v_deadline
         and (pg_try_advisory_xact_lock(sequin._lane_key(v_consumer.name, w.lane)) or w.leased_until > clock_timestamp())
-      order by w.lane
       on conflict do nothing
       returning lane
     )

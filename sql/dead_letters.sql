@@ -23,6 +23,10 @@ begin
   foreach v_lane in array v_lanes loop
     v_void := pg_advisory_xact_lock(sequin._lane_key(c.name, v_lane));
   end loop;
+  c := sequin._as_before(c);
+  if c.id is null then
+    return sequin.redrive(consumer, seqs);
+  end if;
   perform sequin._decide_again(c, seqs);
   foreach v_lane in array v_lanes loop
     with gone as (

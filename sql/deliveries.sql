@@ -147,6 +147,14 @@ begin
     from sequin._rows(c, s.lane, s.cursor_seq, s.upto_seq, 2147483647) r) r
   join unnest(sequin._unsettled(s)) u(place) on u.place = r.place
   left join unnest(places) p(place) on p.place = r.place;
+  -- What is not found would be neither out nor waiting any more: rather an error, again and again.
+  if coalesce(cardinality(v_rows), 0) < cardinality(places) then
+    raise data_corrupted using
+      message = format('consumer "%s": of %s messages that are out of lane %s, %s are in the log: routes %s, seqs %s to %s',
+        c.name, cardinality(places), s.lane, coalesce(cardinality(v_rows), 0), c.routes, s.cursor_seq, s.upto_seq),
+      hint = format('select * from sequin.deliveries where consumer = %L; select sequin.rewind(%L, to_time => …); delivers them again.',
+        c.name, c.name);
+  end if;
 
   if v_is_dead then
     v_groups := '{}';
@@ -456,6 +464,8 @@ begin
      or not sequin._is_free(c, lane, may_leave) then
     return 0;
   end if;
+  -- As in _overtake: what was passed by meanwhile may be a history.
+  select * into c from sequin.consumer t where t.id = c.id;
   v_groups := array(
     select g.group_hash
     from (
@@ -479,6 +489,8 @@ set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 as $$
 begin
+  -- As in _sweep.
+  select * into c from sequin.consumer t where t.id = c.id;
   perform sequin._bury(d, d.error);
   delete from sequin.delivery t
   where t.consumer_id = c.id and t.lane = d.lane and t.group_hash = d.group_hash and t.seq = d.seq;

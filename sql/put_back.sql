@@ -29,6 +29,19 @@ as $$
          or $4 > (select p.seq from sequin.feed_progress p where p.feed_id = c.feed_id order by p.step desc limit 1))
 $$;
 
+-- The consumer as it is, for a caller who has locked lanes by what it was. Null where another has altered, sent back or
+-- dropped it meanwhile: its lanes may be others.
+create or replace function sequin._as_before(c sequin.consumer)
+returns sequin.consumer
+language sql
+volatile
+as $$
+  select t from sequin.consumer t
+  where t.id = c.id
+    and (t.lane_count, t.reads, t.feed_id, t.group_by, t.filter, t.transform, t.actions)
+        is not distinct from (c.lane_count, c.reads, c.feed_id, c.group_by, c.filter, c.transform, c.actions)
+$$;
+
 -- Puts messages of a lane back: they are delivered again, counting from one, each before whatever is left of its group.
 -- Those that are out, or on their way anyway, are not doubled. Each at most once. The caller holds the lane's lock.
 create or replace function sequin._put_back(c sequin.consumer, lane smallint, messages sequin.delivery[])

@@ -346,6 +346,10 @@ begin
   for v_lane in select distinct m.lane from unnest(v_messages) m order by m.lane loop
     v_void := pg_advisory_xact_lock(sequin._lane_key(c.name, v_lane));
   end loop;
+  c := sequin._as_before(c);
+  if c.id is null then
+    return sequin._republish(consumer, table_id, rows);
+  end if;
   for v_lane in select distinct m.lane from unnest(v_messages) m order by m.lane loop
     delete from sequin.dead_letter d
     where d.consumer_id = c.id and d.seq in (select m.seq from unnest(v_messages) m where m.lane = v_lane);

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -117,7 +118,7 @@ func (a *asker) receive(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	if n != len(ids) {
-		return 0, fmt.Errorf("%s counts %d of %d", settle, n, len(ids))
+		return 0, fmt.Errorf("%s counts %d of %d: %s", settle, n, len(ids), a.leases(ids))
 	}
 	if isNack {
 		return n, nil
@@ -128,6 +129,24 @@ func (a *asker) receive(ctx context.Context) (int, error) {
 		}
 	}
 	return n, nil
+}
+
+// leases is what there is of the leases of some deliveries: the rows of their lanes, and what is followed one by one.
+func (a *asker) leases(ackIDs []int64) string {
+	rows, _ := a.conn.Query(context.Background(), `
+		with c as (select c.* from sequin.consumer c where c.name = $1),
+		a as (select id >> 20 as lease, (id >> 14) & 63 as lane, count(*) as n from unnest($2::bigint[]) id group by 1, 2)
+		select a.n || ' of lane ' || a.lane || ', lease ' || a.lease from a where a.lease in (select lease from a limit 100)
+		union all select c::text from c
+		union all select 'lane ' || s::text from c join sequin.lane s on s.consumer_id = c.id where s.lane in (select lane from a limit 100)
+		union all select concat_ws(' ', 'delivery', d.lane, d.group_hash, d.seq, d.lease, d.pick, d.is_out, d.is_done, d.deliver_count, d.not_before, d.due_at, d.leased_at)
+			from c join sequin.delivery d on d.consumer_id = c.id
+		union all select 'held ' || g::text from c join sequin.held_group g on g.consumer_id = c.id
+		union all select 'floor ' || f::text from c join sequin.floor f on f.consumer_id = c.id
+		union all select 'backfill ' || b::text from c join sequin.backfill b on b.consumer_id = c.id
+		union all select clock_timestamp()::text`, a.name, ackIDs)
+	all, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	return fmt.Sprint(strings.Join(all, "\n"), err)
 }
 
 func (a *asker) fold(seq int64, action string, key int, record string, oldKey *int) error {
@@ -425,6 +444,9 @@ func storm(t *testing.T, db *pgtest.DB, seed uint64, rows int, synchronousCommit
 	pause := func(longest time.Duration) { time.Sleep(time.Duration(random.Int64N(int64(longest)))) } // a random moment is the point
 	kill := func() {
 		b.Kill()
+		if strings.Contains(b.Log(), pgerrcode.DataCorrupted) {
+			t.Errorf("the bridge found less in the log than is out: %s", b.Log())
+		}
 		b = pgtest.BridgeProcess(t, db.URL)
 	}
 	step := 200 * time.Millisecond

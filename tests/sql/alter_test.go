@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgerrcode"
+
 	"sequin/tests/pgtest"
 )
 
@@ -242,6 +244,62 @@ func TestAckMeetsAlter(t *testing.T) {
 			wantSeqsInAnyOrder(t, f.pop(`'c', 10`), next...)
 			f.wantClean()
 		})
+	}
+}
+
+// What is put back while the consumer is altered goes to the lanes that it has by then; where it is dropped, that is said.
+func TestPutBackMeetsAlter(t *testing.T) {
+	for name, call := range map[string]string{
+		"republish": `select sequin.republish('c', 'table sequin.messages')`,
+		"redrive":   `select sequin.redrive('c')`,
+	} {
+		for _, isDropped := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, dropped: %t", name, isDropped), func(t *testing.T) {
+				f := setup(t, "changes")
+				f.consumer("c", "max_deliver => 1")
+				all := f.write(inserts(upto(300)...)...)
+				got := f.receive(`'c', 300`)
+				if name == "redrive" {
+					f.call("nack", ids(got), int64(len(all)))
+				} else {
+					f.call("ack", ids(got), int64(len(all)))
+				}
+				// A worker has a lane. The change waits for it, and then what is put back for the change.
+				worker := f.begin("")
+				f.execIn(worker, `select pg_advisory_xact_lock(sequin._lane_key('c', 40::smallint))`)
+				start := func(sql string) <-chan error {
+					conn, done := f.Connect(), make(chan error, 1)
+					go func() {
+						_, err := conn.Exec(context.Background(), sql)
+						done <- err
+					}()
+					pgtest.Eventually(t, 10*time.Second, func() error {
+						if pgtest.Value[int](f.DB, `select count(*) from pg_stat_activity where pid = $1 and wait_event_type = 'Lock'`, conn.PgConn().PID()) == 0 {
+							return fmt.Errorf("%s waits for nothing", sql)
+						}
+						return nil
+					})
+					return done
+				}
+				if isDropped {
+					put := start(call)
+					f.Exec(`select sequin.drop_consumer('c')`)
+					f.end(worker.Commit)
+					if e := pgError(t, <-put); e.Code != pgerrcode.UndefinedObject {
+						t.Errorf("%s: %v", call, e)
+					}
+					return
+				}
+				altered := start(`select sequin.alter_consumer('c', group_by => '{}')`)
+				put := start(call)
+				f.end(worker.Commit)
+				if err := errors.Join(<-altered, <-put); err != nil {
+					t.Fatal(err)
+				}
+				wantSeqs(t, f.drain(), all...)
+				f.wantClean()
+			})
+		}
 	}
 }
 
