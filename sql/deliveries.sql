@@ -15,7 +15,8 @@
 -- A message is looked for by its place, or by its lane and group as well as by its seq. The table is mostly empty, plans
 -- that were made then are kept, and to a planner that expects one row all of its indexes are the same: it takes the newest
 -- that has any of the columns, which is delivery_group, and by consumer and seq alone that is all that the consumer has
--- tracked, every time.
+-- tracked, every time. Nor are many looked for in a join: of two sides with a row each, each of one is compared with all
+-- of the other. Hence offset 0, which is a look in the index for each.
 
 -- The delay before the next delivery after so many: backoff, doubled each time, up to a fifth more, never above
 -- max_backoff.
@@ -164,7 +165,7 @@ begin
       select count(*) from unnest(v_groups) n(group_hash)
       where not exists (
         select from sequin.held_group g
-        where g.consumer_id = c.id and g.lane = s.lane and g.group_hash = n.group_hash));
+        where g.consumer_id = c.id and g.lane = s.lane and g.group_hash = n.group_hash offset 0));
   end if;
   if not sequin._put_lane(sequin._settle(c, s, places)) then
     return 0;
@@ -281,11 +282,13 @@ declare
   v_released int := 0;
 begin
   for g in
-    select h.* from sequin.held_group h
-    where h.consumer_id = c.id and h.lane = s.lane and h.group_hash = any (groups)
-      and not exists (
-        select from sequin.delivery d
-        where d.consumer_id = c.id and d.lane = s.lane and d.group_hash = h.group_hash)
+    select h.*
+    from unnest(groups) n(group_hash)
+    cross join lateral (
+      select * from sequin.held_group h where h.consumer_id = c.id and h.lane = s.lane and h.group_hash = n.group_hash offset 0) h
+    where not exists (
+      select from sequin.delivery d
+      where d.consumer_id = c.id and d.lane = s.lane and d.group_hash = n.group_hash offset 0)
   loop
     v_count := 0;
     if g.held_back > 0 then
@@ -525,6 +528,7 @@ declare
   v_has_freed boolean;
   v_until timestamptz;
   v_seqs bigint[];
+  v_ids tid[];                       -- where they are, locked
   v_fresh int;
   v_waiting int;
   v_room int;
@@ -588,26 +592,29 @@ begin
       end if;
       continue when max_rows = 0;
 
-      v_seqs := array(
-        select g.seq from sequin.delivery g
+      select coalesce(array_agg(g.seq order by g.seq), '{}'), array_agg(g.id order by g.seq) into v_seqs, v_ids
+      from (
+        select g.seq, g.ctid as id from sequin.delivery g
         where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash
           and not g.is_out and not g.is_done and g.not_before <= at
           and (g.deliver_count < c.max_deliver) is not false
         order by g.seq
         limit v_left
-        for update skip locked);
+        for update skip locked) g;
+      -- The first of the group, as far as they may all go.
       v_seqs := array(
-        select g.seq
+        select p.seq
         from (
-          select g.seq, bool_and(g.seq = any (v_seqs)) over (order by g.seq) as may_go
-          from sequin.delivery g
-          where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash and not g.is_done
-          order by g.seq
-          limit v_left) g
-        where g.may_go
-        order by g.seq);
+          select p.seq, p.place, bool_and(coalesce(p.seq = p.next, false)) over (order by p.place) as may_go
+          from unnest(v_seqs, array(
+            select g.seq from sequin.delivery g
+            where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash and not g.is_done
+            order by g.seq
+            limit v_left)) with ordinality p(seq, next, place)) p
+        where p.may_go
+        order by p.place);
       -- What was never handed out is pending from now on. It may have the room of what was given back and waits behind it.
-      select count(*) filter (where g.deliver_count = 0 and g.seq = any (v_seqs)), count(*) filter (where g.deliver_count > 0)
+      select count(*) filter (where g.deliver_count = 0 and g.seq <= v_seqs[cardinality(v_seqs)]), count(*) filter (where g.deliver_count > 0)
         into v_fresh, v_waiting
       from sequin.delivery g
       where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash and not g.is_out and not g.is_done;
@@ -626,7 +633,7 @@ begin
           continue when v_seqs = '{}';
           select count(*) into v_fresh from sequin.delivery g
           where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash
-            and g.seq = any (v_seqs) and g.deliver_count = 0;
+            and g.seq <= v_seqs[cardinality(v_seqs)] and not g.is_done and g.deliver_count = 0;
         end if;
         perform sequin._count_lane(c, d.lane, 0, -v_fresh, 0, 0, v_permits);
       end if;
@@ -636,8 +643,8 @@ begin
       set lease = v_turn, pick = p.place - 1, is_out = true, deliver_count = t.deliver_count + 1,
           leased_at = clock_timestamp(), not_before = clock_timestamp() + ack_wait,
           due_at = case when p.place = 1 then clock_timestamp() + ack_wait end
-      from unnest(v_seqs) with ordinality p(seq, place)
-      where t.consumer_id = c.id and t.lane = d.lane and t.group_hash = d.group_hash and t.seq = p.seq;
+      from unnest(v_ids[1:cardinality(v_seqs)]) with ordinality p(id, place)
+      where t.ctid = p.id;
       get diagnostics v_count = row_count;
       v_left := v_left - v_count;
       return query

@@ -174,15 +174,15 @@ begin
   update sequin.delivery t
   set group_hash = r.group_hash, lane = r.group_hash & (new.lane_count - 1), due_at = null
   from (
-    select t.seq, sequin._regroup(new, t.route_id, t.seq, t.group_hash, t.record) as group_hash
+    select t.ctid as id, sequin._regroup(new, t.route_id, t.seq, t.group_hash, t.record) as group_hash
     from sequin.delivery t where t.consumer_id = old.id) r
-  where t.consumer_id = old.id and t.seq = r.seq;
+  where t.ctid = r.id;
   update sequin.dead_letter t
   set group_hash = r.group_hash, lane = r.group_hash & (new.lane_count - 1)
   from (
-    select t.seq, sequin._regroup(new, t.route_id, t.seq, t.group_hash, t.record) as group_hash
+    select t.ctid as id, sequin._regroup(new, t.route_id, t.seq, t.group_hash, t.record) as group_hash
     from sequin.dead_letter t where t.consumer_id = old.id) r
-  where t.consumer_id = old.id and t.seq = r.seq;
+  where t.ctid = r.id;
 
   new.start_seq := 0;
   new.start_total := 0;

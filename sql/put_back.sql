@@ -54,6 +54,8 @@ as $$
 declare
   s sequin.lane;
   v_out bigint[];
+  v_tracked bigint[];
+  v_waiting bigint[];                -- of those, the ones that are not acknowledged
   v_messages sequin.delivery[];
 begin
   -- An ack or a nack may come between: it does not wait for the lock. The lane's row decides, and comes first.
@@ -70,24 +72,28 @@ begin
           from sequin._rows(c, s.lane, s.cursor_seq, s.upto_seq, 2147483647) r) r
         join unnest(sequin._unsettled(s)) u(place) on u.place = r.place);
     end if;
+    select coalesce(array_agg(d.seq), '{}'), coalesce(array_agg(d.seq) filter (where not d.is_done), '{}')
+      into v_tracked, v_waiting
+    from sequin.delivery d
+    where d.consumer_id = c.id and d.seq = any (array(select m.seq from unnest(messages) m));
     v_messages := array(
       select m
       from unnest(messages) m
       where not m.seq = any (v_out)
-        and not exists (select from sequin.delivery d where d.consumer_id = c.id and d.seq = m.seq and not d.is_done)
+        and not m.seq = any (v_waiting)
         and not sequin._is_ahead(c, s, m.group_hash, m.seq));
     if v_messages = '{}' then
       return;
     end if;
     s.tracked := s.tracked + (
       select count(*) from unnest(v_messages) m
-      where not exists (select from sequin.delivery d where d.consumer_id = c.id and d.seq = m.seq));
+      where not m.seq = any (v_tracked));
     s.fresh := s.fresh + cardinality(v_messages);
     s.held := s.held + (
       select count(distinct m.group_hash) from unnest(v_messages) m
       where not exists (
         select from sequin.held_group g
-        where g.consumer_id = c.id and g.lane = s.lane and g.group_hash = m.group_hash));
+        where g.consumer_id = c.id and g.lane = s.lane and g.group_hash = m.group_hash offset 0));
     exit when sequin._put_lane(s);
   end loop;
 

@@ -236,6 +236,7 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 set row_security = off -- policies would run with the owner's rights
 set enable_seqscan = off
+set jit = off
 -- What a key's text depends on, as capture has it.
 set timezone = 'UTC'
 set datestyle = 'ISO'
@@ -306,7 +307,8 @@ begin
         into v_seqs, v_missing
       from unnest(v_keys) k(record_pk)
       left join lateral (
-        select max(l.seq) as seq from sequin.log l where l.record_pk = k.record_pk and l.route_id = v_table.id) l on true;
+        -- Not max(l.seq): a planner would read the whole log backwards to the first of the key.
+        select max(l.seq + 0) as seq from sequin.log l where l.record_pk = k.record_pk and l.route_id = v_table.id) l on true;
       exit when v_round = 2 or v_missing is null;
       -- Before the log is asked once more.
       v_messages := array(select m from sequin._reread(c, v_table, rows) m where m.record_pk = any (v_missing));
@@ -326,7 +328,7 @@ begin
     from unnest(v_seqs) q(seq)
     cross join unnest(c.routes) r(id)
     cross join lateral (
-      select * from sequin.log l where l.route_id = r.id and l.seq = q.seq and (l.action <> 'x' or v_stream.mode = 'rows')) l
+      select * from sequin.log l where l.route_id = r.id and l.seq = q.seq and (l.action <> 'x' or v_stream.mode = 'rows') offset 0) l
     cross join lateral (select sequin._group_of(c, l.group_hash, l.record) as group_hash) g);
   if table_id is null and cardinality(v_messages) < cardinality(v_seqs) then
     raise invalid_parameter_value using

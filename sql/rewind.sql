@@ -293,6 +293,7 @@ returns text
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
 as $$
 declare
   c sequin.consumer := sequin._consumer(consumer);

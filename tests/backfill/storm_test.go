@@ -34,7 +34,8 @@ type asker struct {
 	count    int              // messages so far
 	seqs     []int64          // some that it has had
 	requests []request
-	left     int // how often it still asks
+	left     int           // how often it still asks
+	longest  time.Duration // from asking for messages to having them
 }
 
 // rowState is what a consumer has last had of a key.
@@ -88,6 +89,7 @@ func isClosed(c <-chan struct{}) bool {
 }
 
 func (a *asker) receive(ctx context.Context) (int, error) {
+	asked := time.Now()
 	rows, err := a.conn.Query(ctx, `select ack_id, seq, action, record_pk::int, coalesce(record::text, ''), (changes ->> 'id')::int
 		from sequin.receive($1, $2, '200 ms')`, a.name, 1+a.random.IntN(3000))
 	if err != nil {
@@ -104,6 +106,7 @@ func (a *asker) receive(ctx context.Context) (int, error) {
 	if err != nil || len(messages) == 0 {
 		return 0, err
 	}
+	a.longest = max(a.longest, time.Since(asked))
 	ids := make([]int64, len(messages))
 	for i, m := range messages {
 		ids[i] = m.AckID
@@ -517,12 +520,14 @@ func storm(t *testing.T, db *pgtest.DB, seed uint64, rows int, synchronousCommit
 		}
 	}
 	messages, requests := 0, 0
+	var longest time.Duration
 	for _, a := range askers {
+		longest = max(longest, a.longest)
 		a.check(db, table, newest[a.stream])
 		messages, requests = messages+a.count, requests+len(a.requests)
 	}
-	t.Logf("%d transactions, %d rows, %d messages, %d times back, %d backfills", w.n.Load(), len(table), messages, requests,
-		pgtest.Value[int](db, `select count(*) from sequin.backfills`))
+	t.Logf("%d transactions, %d rows, %d messages, %d times back, %d backfills, longest receive %s", w.n.Load(), len(table), messages, requests,
+		pgtest.Value[int](db, `select count(*) from sequin.backfills`), longest.Round(time.Millisecond))
 	if err := b.Stop(); err != nil {
 		t.Errorf("the bridge ended with %v: %s", err, b.Log())
 	}

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"sequin/tests/pgtest"
 )
 
@@ -142,6 +144,27 @@ func TestRepublishRows(t *testing.T) {
 			f.wantClean()
 		})
 	}
+}
+
+// Rows are found in the log by their keys, however long it is.
+func TestRepublishReadsLittle(t *testing.T) {
+	const count = 20_000
+	f := setup(t, "rows")
+	f.Exec(`insert into item select n, n, 'old' from generate_series(1, 200) n`)
+	f.consumer("c")
+	// Of newer segments the planner knows nothing.
+	for at := 1; at < count; at += 1000 {
+		f.write(inserts(upto(at + 999)[at-1:]...)...)
+		f.lastSeq = pgtest.Value[int64](f.DB, `select sequin._open_segment(1)::bigint << 32`)
+	}
+	f.drain()
+	log := pgtest.Column[string](f.DB, `select relname::text from pg_class where oid in (select inhrelid from pg_inherits where inhparent = 'sequin.log'::regclass)`)
+	f.reads(f.Connect(), "republish", count, func(tx pgx.Tx) {
+		var n int
+		if err := tx.QueryRow(t.Context(), `select sequin.republish('c', 'select * from item')`).Scan(&n); err != nil || n != 200 {
+			t.Errorf("%d rows come again: %v", n, err)
+		}
+	}, log...)
 }
 
 // The keys and JSON of whatever types there are; a table that has a column called seq.
