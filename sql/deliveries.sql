@@ -567,10 +567,10 @@ begin
         v_skip := v_skip || d.lane;
         continue;
       end if;
-      -- Its worker may be acknowledging it after all.
+      -- Its worker may be acknowledging it after all. (It is not looked for among all that is due.)
       select * into d from sequin.delivery t
       where t.consumer_id = c.id and t.lane = d.lane and t.group_hash = d.group_hash and t.seq = d.seq
-        and t.due_at <= at and not t.is_done
+        and coalesce(t.due_at, 'infinity') <= at and not t.is_done
       for update skip locked;
       continue when not found or not sequin._is_ready(c, d, may_leave, at);
       s := sequin._lane(c.id, d.lane);
