@@ -389,6 +389,7 @@ declare
   v_high int;
   v_middle int;
   v_place int;
+  v_found int;
   v_word text;
 begin
   -- What the server says, in its language, of an end, and of a word too many.
@@ -435,23 +436,22 @@ begin
   end if;
   -- Of a piece, the token that the server names, and no comment that has it, too; of two alike, not one that may end a text.
   v_word := substring(v_said[3] from '"(.*)"');
-  v_middle := null;
   for v_place in
     select t.place from sequin._tokens(expression) t
     where t.place >= v_starts[v_low] and t.place < coalesce(v_starts[v_low + 1], length(expression) + 1)
       and substr(expression, t.place, length(v_word)) = v_word
     order by t.place
   loop
-    if v_middle is not null then
+    if v_found is not null then
       begin
-        execute E'select (\n' || left(expression, v_middle + length(v_word) - 1);
+        execute E'select (\n' || left(expression, v_found + length(v_word) - 1);
       exception when others then
         exit when sqlerrm <> v_said[1];
       end;
     end if;
-    v_middle := v_place;
+    v_found := v_place;
   end loop;
-  return coalesce(v_middle, v_starts[v_low]);
+  return coalesce(v_found, v_starts[v_low]);
 end $body$;
 
 -- Where a name, with dots or without, or the function of that name, is first in an expression. Null: nowhere.

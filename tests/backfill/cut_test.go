@@ -83,15 +83,10 @@ func holdCut(t *testing.T, db *pgtest.DB, ask func()) (release func()) {
 		}
 	}
 	lock := func(conn *pgx.Conn) { run(conn, `begin; lock table sequin.log_segment in row exclusive mode`) }
-	isAsking := func(conn *pgx.Conn) bool {
-		return pgtest.Value[bool](db, `select exists (select from pg_locks
-			where relation = 'sequin.log_segment'::regclass and mode = 'RowExclusiveLock' and pid = $1)`, conn.PgConn().PID())
-	}
-	awaitBridge := func() {
+	await := func(what, lock string, args ...any) {
 		pgtest.Eventually(t, 30*time.Second, func() error {
-			if !pgtest.Value[bool](db, `select exists (select from pg_locks
-				where relation = 'sequin.log_segment'::regclass and mode = 'ShareRowExclusiveLock' and not granted)`) {
-				return errors.New("the bridge asks for no segment")
+			if !pgtest.Value[bool](db, `select exists (select from pg_locks where relation = 'sequin.log_segment'::regclass and `+lock+`)`, args...) {
+				return errors.New(what)
 			}
 			return nil
 		})
@@ -99,18 +94,13 @@ func holdCut(t *testing.T, db *pgtest.DB, ask func()) (release func()) {
 	lock(holder)
 	ask()
 	for range 100 {
-		awaitBridge()
+		await("the bridge asks for no segment", `mode = 'ShareRowExclusiveLock' and not granted`)
 		if pgtest.Value[bool](db, `select exists (select from sequin.backfills where state = 'running')`) {
 			return func() { run(holder, `commit`) }
 		}
 		var locking sync.WaitGroup
 		locking.Go(func() { lock(next) })
-		pgtest.Eventually(t, 30*time.Second, func() error {
-			if !isAsking(next) {
-				return errors.New("the next holder of the lock is not in line")
-			}
-			return nil
-		})
+		await("the next holder of the lock is not in line", `mode = 'RowExclusiveLock' and pid = $1`, next.PgConn().PID())
 		run(holder, `commit`)
 		locking.Wait()
 		holder, next = next, holder

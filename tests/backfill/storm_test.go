@@ -445,11 +445,14 @@ func storm(t *testing.T, db *pgtest.DB, seed uint64, rows int, synchronousCommit
 	var workers sync.WaitGroup
 	calm, done := make(chan struct{}), make(chan struct{})
 	pause := func(longest time.Duration) { time.Sleep(time.Duration(random.Int64N(int64(longest)))) } // a random moment is the point
-	kill := func() {
-		b.Kill()
+	wantWhole := func() {
 		if strings.Contains(b.Log(), pgerrcode.DataCorrupted) {
 			t.Errorf("the bridge found less in the log than is out: %s", b.Log())
 		}
+	}
+	kill := func() {
+		b.Kill()
+		wantWhole()
 		b = pgtest.BridgeProcess(t, db.URL)
 	}
 	step := 200 * time.Millisecond
@@ -531,4 +534,5 @@ func storm(t *testing.T, db *pgtest.DB, seed uint64, rows int, synchronousCommit
 	if err := b.Stop(); err != nil {
 		t.Errorf("the bridge ended with %v: %s", err, b.Log())
 	}
+	wantWhole()
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgerrcode"
+	"github.com/jackc/pgx/v5"
 
 	"sequin/tests/pgtest"
 )
@@ -206,6 +207,17 @@ func TestAlterActions(t *testing.T) {
 	f.wantClean()
 }
 
+// awaitLock waits until what a connection runs waits for a lock.
+func (f *fixture) awaitLock(conn *pgx.Conn) {
+	f.Helper()
+	pgtest.Eventually(f.TB, 10*time.Second, func() error {
+		if pgtest.Value[int](f.DB, `select count(*) from pg_stat_activity where pid = $1 and wait_event_type = 'Lock'`, conn.PgConn().PID()) == 0 {
+			return errors.New("it waits for no lock")
+		}
+		return nil
+	})
+}
+
 // An ack that begins before alter_consumer is through counts, though its lane is no more afterwards.
 func TestAckMeetsAlter(t *testing.T) {
 	for name, count := range map[string]int{"whole lease": 1, "part of a lease": 1000} {
@@ -227,12 +239,7 @@ func TestAckMeetsAlter(t *testing.T) {
 				}
 				acked <- n
 			}()
-			pgtest.Eventually(t, 10*time.Second, func() error {
-				if pgtest.Value[int](f.DB, `select count(*) from pg_stat_activity where pid = $1 and wait_event_type = 'Lock'`, worker.PgConn().PID()) == 0 {
-					return errors.New("the ack does not wait for alter_consumer")
-				}
-				return nil
-			})
+			f.awaitLock(worker)
 			f.end(tx.Commit)
 			if n := <-acked; n != 1 {
 				t.Errorf("%d counted", n)
@@ -273,12 +280,7 @@ func TestPutBackMeetsAlter(t *testing.T) {
 						_, err := conn.Exec(context.Background(), sql)
 						done <- err
 					}()
-					pgtest.Eventually(t, 10*time.Second, func() error {
-						if pgtest.Value[int](f.DB, `select count(*) from pg_stat_activity where pid = $1 and wait_event_type = 'Lock'`, conn.PgConn().PID()) == 0 {
-							return fmt.Errorf("%s waits for nothing", sql)
-						}
-						return nil
-					})
+					f.awaitLock(conn)
 					return done
 				}
 				if isDropped {
