@@ -91,13 +91,18 @@ as $$
 declare
   v_mine tid[] := sequin._mine(c, ack_ids, false);
   v_lanes smallint[];
-  v_void bigint;
+  v_groups int[];
 begin
   with done as (
-    update sequin.delivery d set is_done = true, is_out = false, due_at = 'epoch' where d.ctid = any (v_mine) returning d.lane
+    update sequin.delivery d set is_done = true, is_out = false, due_at = 'epoch' where d.ctid = any (v_mine)
+    returning d.lane, d.group_hash
   )
-  select array_agg(distinct d.lane order by d.lane) into v_lanes from done d;
-  select count(sequin._sweep(c, n.lane, false)) into v_void from unnest(v_lanes) n(lane);
+  select array_agg(d.lane), array_agg(d.group_hash) into v_lanes, v_groups from done d;
+  perform sequin._sweep(c, n.lane, n.groups, false)
+  from (
+    select n.lane, array_agg(distinct n.group_hash) as groups
+    from unnest(v_lanes, v_groups) n(lane, group_hash)
+    group by n.lane) n;
   return cardinality(v_mine);
 end $$;
 
@@ -232,7 +237,7 @@ declare
   v_tid tid;
   v_places int[];
   v_until timestamptz;
-  v_dead bigint[] := '{}';           -- have been delivered as often as they may
+  v_dead tid[] := '{}';              -- have been delivered as often as they may
   v_count bigint := 0;
 begin
   perform sequin._refuse_write('nack');
@@ -263,14 +268,15 @@ begin
     update sequin.delivery t
     set is_out = false, lease = null, pick = null, error = coalesce(nack.error, t.error), not_before = v_until,
         due_at = case when t.due_at is not null then v_until end
-    where t.ctid = v_tid;
+    where t.ctid = v_tid
+    returning t.ctid into v_tid;
     if d.deliver_count >= v_consumer.max_deliver then
-      v_dead := v_dead || d.seq;
+      v_dead := v_dead || v_tid;
     end if;
   end loop;
   -- Given up now, unless its lane is in other hands: then by a receive, as soon as it comes to it.
   for d in
-    select t.* from sequin.delivery t where t.consumer_id = v_consumer.id and t.seq = any (v_dead) order by t.lane, t.seq
+    select t.* from sequin.delivery t where t.ctid = any (v_dead) order by t.lane, t.seq
   loop
     if pg_try_advisory_xact_lock(sequin._lane_key(v_consumer.name, d.lane))
        and sequin._is_next_free(v_consumer, d.lane, d.group_hash, d.seq, true) then

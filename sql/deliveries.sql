@@ -12,11 +12,12 @@
 -- or does that, too, where the bridge seems not to. at is when the call began to look: what it hands out itself has not
 -- run out by then, however long it takes.
 --
--- A message is looked for by its place, or by its lane and group as well as by its seq. The table is mostly empty, plans
--- that were made then are kept, and to a planner that expects one row all of its indexes are the same: it takes the newest
--- that has any of the columns, which is delivery_group, and by consumer and seq alone that is all that the consumer has
--- tracked, every time. Nor are many looked for in a join: of two sides with a row each, each of one is compared with all
--- of the other. Hence offset 0, which is a look in the index for each.
+-- A message is looked for by its place, or by its lane and group as well as by its seq: one index, the primary key, serves
+-- all of it. The table is mostly empty, plans that were made then are kept, and to a planner that expects one row all
+-- indexes with any of the columns are the same: one that has the consumer alone in common with what is asked for would be
+-- taken where it has fewer pages, and that is all that the consumer has tracked, every time. Nor are many looked for in a
+-- join: of two sides with a row each, each of one is compared with all of the other. Hence offset 0, which is a look in
+-- the index for each.
 
 -- The delay before the next delivery after so many: backoff, doubled each time, up to a fifth more, never above
 -- max_backoff.
@@ -450,8 +451,9 @@ begin
         and g.is_out and g.not_before > at);
 end $$;
 
--- Removes the acknowledged messages of a lane, and goes on with their groups, if it is in nobody else's hands. How many.
-create or replace function sequin._sweep(c sequin.consumer, lane smallint, may_leave boolean)
+-- Removes the acknowledged messages of these groups of a lane, and goes on with the groups, if it is in nobody else's
+-- hands. How many. (By due_at they would be found among those of all lanes.)
+create or replace function sequin._sweep(c sequin.consumer, lane smallint, groups int[], may_leave boolean)
 returns bigint
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -470,19 +472,31 @@ begin
   -- As in _overtake: what was passed by meanwhile may be a history.
   select * into c from sequin.consumer t where t.id = c.id;
   v_groups := array(
-    select g.group_hash
-    from (
-      select distinct d.group_hash from sequin.delivery d
-      where d.consumer_id = c.id and d.due_at = 'epoch' and d.lane = _sweep.lane) g
+    select g.group_hash from unnest(groups) g(group_hash)
     where sequin._is_next_free(c, _sweep.lane, g.group_hash, -1, may_leave));
   if v_groups <> '{}' then
     delete from sequin.delivery d
-    where d.consumer_id = c.id and d.due_at = 'epoch' and d.lane = _sweep.lane and d.group_hash = any (v_groups);
+    where d.consumer_id = c.id and d.lane = _sweep.lane and d.group_hash = any (v_groups) and d.is_done;
     get diagnostics v_count = row_count;
     perform sequin._advance_groups(c, lane, v_groups, v_count);
   end if;
   return v_count;
 end $$;
+
+-- The same with all lanes.
+create or replace function sequin._sweep_all(c sequin.consumer, may_leave boolean)
+returns bigint
+language sql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+as $$
+  select coalesce(sum(sequin._sweep(c, n.lane, n.groups, may_leave)), 0)::bigint
+  from (
+    select d.lane, array_agg(distinct d.group_hash) as groups
+    from sequin.delivery d
+    where d.consumer_id = c.id and d.due_at = 'epoch'
+    group by d.lane) n
+$$;
 
 -- Gives a tracked message up: it is a dead letter, and its group goes on. The caller holds its lane's lock, and its row.
 create or replace function sequin._give_up(c sequin.consumer, d sequin.delivery)
@@ -524,7 +538,6 @@ declare
   s sequin.lane;
   v_skip smallint[] := '{}';         -- lanes in other hands
   v_full smallint[] := '{}';         -- lanes without room for what was never handed out
-  v_swept smallint[];
   v_has_freed boolean;
   v_until timestamptz;
   v_seqs bigint[];
@@ -539,13 +552,12 @@ declare
 begin
   select * into c from sequin.consumer c where c.id = _take_due.consumer_id;
   for v_pass in 1..2 loop
-    v_has_freed := false;
-    v_swept := '{}';
+    v_has_freed := sequin._sweep_all(c, may_leave) > 0;
     for d in
       -- Those that were never handed out come last: for lack of room they may have to wait, and others not.
       (select d.* from sequin.delivery d
-       where d.consumer_id = c.id and d.due_at > '-infinity' and d.due_at <= at
-         and (max_rows > 0 or d.is_done or d.is_out or d.deliver_count >= c.max_deliver)
+       where d.consumer_id = c.id and d.due_at > 'epoch' and d.due_at <= at
+         and (max_rows > 0 or d.is_out or d.deliver_count >= c.max_deliver)
        order by d.due_at
        limit 1000)
       union all
@@ -555,12 +567,6 @@ begin
     loop
       exit when v_left <= 0 and max_rows > 0;
       continue when d.lane = any (v_skip) or d.deliver_count = 0 and d.lane = any (v_full);
-      if d.is_done then
-        continue when d.lane = any (v_swept);
-        v_swept := v_swept || d.lane;
-        v_has_freed := sequin._sweep(c, d.lane, may_leave) > 0 or v_has_freed;
-        continue;
-      end if;
       -- A lock is kept to the end of the transaction: not taken for nothing.
       continue when not sequin._is_ready(c, d, may_leave, at);
       if not pg_try_advisory_xact_lock(sequin._lane_key(c.name, d.lane)) then

@@ -110,8 +110,8 @@ begin
   end if;
   -- Nor may a survey of the old lanes be written down any more.
   v_void := pg_advisory_xact_lock(hashtextextended(old.name, 7190236));
+  perform sequin._sweep_all(old, true);
   for v_lane in 0..old.lane_count - 1 loop
-    perform sequin._sweep(old, v_lane::smallint, true);
     loop
       s := sequin._lane(old.id, v_lane::smallint);
       exit when s.lease is null or sequin._untie(old, s, sequin._unsettled(s), true, false, s.leased_until, null) > 0;
@@ -135,10 +135,15 @@ begin
     cross join lateral sequin._rows(old, l.lane, l.upto_seq, v_head, 9223372036854775807) r
     union all
     select r.seq, r.route_id, r.group_hash, r.record, r.action
-    from sequin.held_group g
-    cross join lateral (select (sequin._lane(old.id, g.lane)).*) l
-    cross join lateral sequin._rows(old, g.lane, g.after_seq, l.upto_seq, 9223372036854775807) r
-    where g.consumer_id = old.id and r.group_hash = g.group_hash
+    from (
+      select g.lane, min(g.after_seq) as after_seq from sequin.held_group g
+      where g.consumer_id = old.id and g.held_back > 0
+      group by g.lane) n
+    cross join lateral (select (sequin._lane(old.id, n.lane)).*) l
+    cross join lateral sequin._rows(old, n.lane, n.after_seq, l.upto_seq, 9223372036854775807) r
+    cross join lateral (
+      select from sequin.held_group g
+      where g.consumer_id = old.id and g.lane = n.lane and g.group_hash = r.group_hash and g.after_seq < r.seq offset 0) g
   ), decided as materialized (
     select w.route_id, d.*
     from (

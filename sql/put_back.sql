@@ -74,8 +74,10 @@ begin
     end if;
     select coalesce(array_agg(d.seq), '{}'), coalesce(array_agg(d.seq) filter (where not d.is_done), '{}')
       into v_tracked, v_waiting
-    from sequin.delivery d
-    where d.consumer_id = c.id and d.seq = any (array(select m.seq from unnest(messages) m));
+    from unnest(messages) m
+    cross join lateral (
+      select d.seq, d.is_done from sequin.delivery d
+      where d.consumer_id = c.id and d.lane = s.lane and d.group_hash = m.group_hash and d.seq = m.seq offset 0) d;
     v_messages := array(
       select m
       from unnest(messages) m
@@ -113,7 +115,7 @@ begin
          m.table_schema, m.table_name, m.record_pk, m.record, m.changes, m.metadata
   from unnest(v_messages) m
   -- Acknowledged, and not removed yet.
-  on conflict (consumer_id, seq) do update
+  on conflict (consumer_id, lane, group_hash, seq) do update
     set deliver_count = 0, not_before = excluded.not_before, lease = null, pick = null, is_out = false, is_done = false,
         leased_at = null, error = excluded.error;
   perform sequin._arm(c.id, s.lane, array(select distinct m.group_hash from unnest(v_messages) m));
