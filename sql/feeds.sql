@@ -131,7 +131,7 @@ begin
     -- What the lanes have not come to, and what they passed by of held groups.
     select r.seq, r.route_id, r.group_hash, r.record, r.action
     from generate_series(0, old.lane_count - 1) n(lane)
-    cross join lateral (select (sequin._lane(old.id, n.lane::smallint)).*) l
+    cross join lateral sequin._lane(old.id, n.lane::smallint) l
     cross join lateral sequin._rows(old, l.lane, l.upto_seq, v_head, 9223372036854775807) r
     union all
     select r.seq, r.route_id, r.group_hash, r.record, r.action
@@ -139,7 +139,7 @@ begin
       select g.lane, min(g.after_seq) as after_seq from sequin.held_group g
       where g.consumer_id = old.id and g.held_back > 0
       group by g.lane) n
-    cross join lateral (select (sequin._lane(old.id, n.lane)).*) l
+    cross join lateral sequin._lane(old.id, n.lane) l
     cross join lateral sequin._rows(old, n.lane, n.after_seq, l.upto_seq, 9223372036854775807) r
     cross join lateral (
       select from sequin.held_group g

@@ -185,7 +185,7 @@ begin
   insert into sequin.feed (feed_id, seq, route_id, group_hash, lane, record)
   select v_feed_id, f.seq, f.route_id, f.group_hash, f.lane, f.record
   from generate_series(0, c.lane_count - 1) n(lane)
-  cross join lateral (select (sequin._lane(c.id, n.lane::smallint)).*) s
+  cross join lateral sequin._lane(c.id, n.lane::smallint) s
   left join lateral (
     select min(g.after_seq) as seq from sequin.held_group g where g.consumer_id = c.id and g.lane = s.lane) g on true
   join sequin.feed f
@@ -196,7 +196,7 @@ begin
     select count(*) from sequin.feed f
     where f.feed_id = c.feed_id and f.lane = s.lane and f.seq > s.upto_seq and f.seq <= _refeed.after))
   from generate_series(0, c.lane_count - 1) n(lane)
-  cross join lateral (select (sequin._lane(c.id, n.lane::smallint)).*) s;
+  cross join lateral sequin._lane(c.id, n.lane::smallint) s;
   c.feed_id := v_feed_id;
   return c;
 end $$;

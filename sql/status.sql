@@ -59,13 +59,14 @@ begin
         union all
         select d.seq, d.committed_at, d.metadata from sequin.delivery d where d.consumer_id = c.id and not d.is_done
         union all
-        select r.seq, r.committed_at, r.metadata
+        -- What was passed by is younger than what its group has waiting here.
+        select p.seq, p.committed_at, p.metadata
         from sequin.held_group g
         join lane s on s.lane = g.lane
-        cross join lateral (
-          select r.* from sequin._rows(c, g.lane, g.after_seq, s.upto_seq, 2147483647) r
-          where r.group_hash = g.group_hash limit 1) r
-        where g.consumer_id = c.id and s.held_back > 0
+        cross join lateral sequin._passed_by(c, g, s.upto_seq, 1) p
+        where g.consumer_id = c.id and g.held_back > 0 and not exists (
+          select from sequin.delivery d
+          where d.consumer_id = c.id and d.lane = g.lane and d.group_hash = g.group_hash and not d.is_done and d.seq <= g.after_seq offset 0)
         union all
         select l.seq, l.committed_at, l.metadata
         from unnest(c.routes) r(id)

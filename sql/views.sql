@@ -64,12 +64,12 @@ as $$
          r.record_pk, 1, case when s.leased_until > clock_timestamp() then 'out' else 'expired' end, s.leased_at,
          s.leased_until, null, null
   from generate_series(0, c.lane_count - 1) n(lane)
-  cross join lateral (select (sequin._lane(c.id, n.lane::smallint)).*) s
+  cross join lateral sequin._lane(c.id, n.lane::smallint) s
   cross join lateral (
     select r.*, (row_number() over (order by r.seq) - 1)::int as place
     from sequin._rows(c, s.lane, s.cursor_seq, s.upto_seq, 2147483647) r) r
-  where s.lease is not null and r.place = any (sequin._unsettled((
-    select l from sequin.lane l where l.consumer_id = c.id and l.lane = s.lane and l.turn = s.turn)))
+  cross join lateral unnest(sequin._unsettled(s)) u(place)
+  where s.lease is not null and r.place = u.place
   union all
   select case when d.is_out then sequin._ack_id(d.lease, d.lane, d.pick) end, d.seq, sequin._action(d.action),
          d.table_schema, d.table_name, d.record_pk, d.deliver_count,

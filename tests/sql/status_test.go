@@ -1,0 +1,53 @@
+package sql
+
+import (
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"sequin/tests/pgtest"
+)
+
+// What was passed by of held groups is not read to tell how far behind a consumer is.
+func TestStandingReadsLittle(t *testing.T) {
+	for name, options := range map[string]string{"key": "ack_wait => '30s'", "feed": "filter => 'new.id > 0'"} {
+		t.Run(name, func(t *testing.T) {
+			const count = 500
+			f := setup(t, "changes")
+			f.consumer("c", options)
+			f.write(inserts(upto(count)...)...)
+			var got []message
+			pgtest.Eventually(t, 30*time.Second, func() error {
+				got = append(got, f.receive(`'c', 1000`)...)
+				return want(len(got), count)
+			})
+			f.call("nack", ids(got), count, "delay => '1 hour'")
+			for range 20 {
+				f.write(inserts(upto(2 * count)...)...)
+			}
+			for got := f.receive(`'c', 10000`); len(got) > 0; got = f.receive(`'c', 10000`) {
+				f.call("ack", ids(got), int64(len(got)))
+			}
+			log := pgtest.Column[string](f.DB, `select relname::text from pg_class where oid in (select inhrelid from pg_inherits where inhparent = 'sequin.log'::regclass)`)
+			f.reads(f.Connect(), "consumer_status", count, func(tx pgx.Tx) {
+				var pending, oldest int64
+				if err := tx.QueryRow(t.Context(), `select pending, oldest_unacked_seq from sequin.consumer_status`).Scan(&pending, &oldest); err != nil {
+					t.Fatal(err)
+				}
+				if pending != 21*count || oldest != 1 {
+					t.Errorf("%d are pending, and the oldest is %d", pending, oldest)
+				}
+			}, append(log, "feed")...)
+			f.reads(f.Connect(), "deliveries", count, func(tx pgx.Tx) {
+				var n int
+				if err := tx.QueryRow(t.Context(), `select count(*) from sequin.deliveries`).Scan(&n); err != nil {
+					t.Fatal(err)
+				}
+				if n != count {
+					t.Errorf("%d are on their way back", n)
+				}
+			}, append(log, "feed")...)
+		})
+	}
+}
