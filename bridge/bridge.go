@@ -9,10 +9,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"sequin/bridge/backfill"
+	"sequin/bridge/address"
 	"sequin/bridge/capture"
 	"sequin/bridge/changelog"
 	"sequin/bridge/pinned"
@@ -42,7 +42,7 @@ type Bridge struct {
 // New returns a Bridge. It refuses an address that is none.
 func New(config Config) (*Bridge, error) {
 	config.Log = cmp.Or(config.Log, slog.Default())
-	if _, err := pgx.ParseConfig(config.DatabaseURL); err != nil {
+	if _, err := address.Parse(config.DatabaseURL); err != nil {
 		return nil, err
 	}
 	return &Bridge{config: config, log: config.Log, ready: make(chan struct{})}, nil
@@ -54,7 +54,7 @@ func (b *Bridge) Ready() <-chan struct{} { return b.ready }
 // Run serves the database until the context ends; then it writes and confirms what it has read, and returns nil. It
 // refuses a database whose schema is not this program's.
 func (b *Bridge) Run(ctx context.Context) error {
-	if err := b.check(ctx); err != nil {
+	if err := b.check(ctx); err != nil || ctx.Err() != nil {
 		return err
 	}
 	pool, err := b.connect(ctx)

@@ -1,6 +1,7 @@
 -- Who may configure, and the last word on rights: nothing is PUBLIC's.
 
--- What a role that configures may call: everything users call, and what that calls as them.
+-- What a role that configures may call: everything users call, but for what loses messages of all, and what that calls as
+-- them.
 create or replace function sequin._configuring_functions()
 returns setof regprocedure
 language sql
@@ -10,7 +11,7 @@ as $$
   select p.oid::regprocedure
   from pg_proc p
   where p.pronamespace = 'sequin'::regnamespace and p.prokind = 'f'
-    and (p.proname !~ '^(_|bridge_)' or p.proname in (
+    and (p.proname !~ '^(_|bridge_)' and p.proname not in ('set_retention', 'accept_gap') or p.proname in (
            '_create_stream', '_create_far_stream', '_create_consumer', '_alter_consumer', '_create_pipeline', '_alter_pipeline',
            '_pipeline_relations', '_relation', '_event_table_sql', '_start_backfill', '_parse',
            '_parse_statements', '_drop_views', '_stream_relations', '_label_of', '_syntax_place', '_explain_error', '_expression_hint',
@@ -84,8 +85,10 @@ begin
 end $$;
 comment on function sequin.grant_configure(name) is
 'Lets a role make, alter and drop streams, consumers and pipelines, and read the views, but for those that show rows
-(messages, deliveries and dead_letters: grant select on them by hand). Streams, consumers and pipelines only of tables it may
-select from; of those it may also let others consume, with grant_consume, which consuming still takes.
+(messages, deliveries and dead_letters: grant select on them by hand). Only of tables it may select from: of others'' streams,
+consumers and pipelines it sees how they stand, and may pause and resume them. Of its own it may also let others consume,
+with grant_consume, which consuming still takes. What may lose messages that others need, set_retention and accept_gap, stays
+the owner''s.
 
 Returns granted or unchanged. Errors: 42704 unknown role, 42501 not the owner of the schema.';
 

@@ -464,6 +464,7 @@ declare
   v_is_another boolean := false;
 begin
   v_old := sequin._consumer(name);
+  perform sequin._require_reader(v_old.stream_id);
   if start_at is not null or start_row is not null then
     raise invalid_parameter_value using
       message = format('consumer "%s" has started already', name),
@@ -563,6 +564,8 @@ that are receiving or acknowledging; a change of filter, transform, actions or g
 and sorts it, which takes time in proportion. What is out, or backs off, stays as it was handed out, and what an earlier
 filter has left out stays out.
 
+The arguments are create_consumer''s; start_at and start_row are refused, as it has started: see rewind.
+
 Returns altered or unchanged.
 Errors: 42704 unknown consumer, 22023 bad argument, 42703 unknown column in group_by, filter or transform, 42601 a filter
 or transform that is no plain expression, 42804 one of another type, 42501 no right.';
@@ -581,6 +584,7 @@ begin
     return 'absent';
   end if;
   v_consumer := sequin._consumer(name);
+  perform sequin._require_reader(v_consumer.stream_id);
   for v_role in select g.role from sequin.consumer_grant g where g.consumer_id = v_consumer.id loop
     delete from sequin.consumer_grant g where g.consumer_id = v_consumer.id and g.role = v_role;
     perform sequin._revoke_if_last(v_role);
@@ -592,7 +596,8 @@ end $$;
 comment on function sequin.drop_consumer(text, boolean) is
 'Drops a consumer and all that is kept for it, at once, however far behind it is. Its grants go with it.
 
-Returns dropped, or absent where if_exists is true and there was none. Errors: 42704 unknown consumer.';
+Returns dropped, or absent where if_exists is true and there was none. Errors: 42704 unknown consumer, 42501 no right to
+read its stream.';
 
 -- Removes what is kept of a consumer that is gone. The rows of its feed go with the log's segments; what a worker's
 -- transaction has in its hands is not waited for, and goes when bridge_sample finds it.

@@ -16,6 +16,7 @@ declare
   v_total bigint := 0;
 begin
   perform sequin._refuse_write('redrive');
+  perform sequin._require_reader(c.stream_id);
   v_lanes := array(
     select distinct d.lane from sequin.dead_letter d
     where d.consumer_id = c.id and (seqs is null or d.seq = any (seqs))
@@ -53,5 +54,5 @@ consumer''s goes. One that comes again anyway, after a rewind, does not come twi
 consumer  whose
 seqs      which; default: all of them
 
-Returns how many. Errors: 42704 unknown consumer, 25006 read only transaction or replica, 55000 the filter or transform
+Returns how many. Errors: 42704 unknown consumer, 42501 no right to read its stream, 25006 read only transaction or replica, 55000 the filter or transform
 cannot be evaluated as it is.';

@@ -79,6 +79,7 @@ declare
   v_consumer sequin.consumer := sequin._consumer(consumer);
   v_role oid := sequin._role(role);
 begin
+  perform sequin._require_reader(v_consumer.stream_id);
   delete from sequin.consumer_grant g where g.consumer_id = v_consumer.id and g.role = v_role;
   if not found then
     return 'unchanged';
@@ -89,7 +90,7 @@ end $$;
 comment on function sequin.revoke_consume(text, name) is
 'Takes back what grant_consume gave. Deliveries that are out run into their ack_wait.
 
-Returns revoked or unchanged. Errors: 42704 unknown consumer or role.';
+Returns revoked or unchanged. Errors: 42704 unknown consumer or role, 42501 no right to read its stream.';
 
 -- A role's last consumer is gone: so are its rights on the functions.
 create or replace function sequin._revoke_if_last(role oid)

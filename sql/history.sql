@@ -219,6 +219,7 @@ declare
   v_id bigint;
 begin
   perform sequin._refuse_write('backfill');
+  perform sequin._require_reader(c.stream_id);
   if filter is not null then
     v_relations := sequin._stream_relations(null, consumer);
     select array_agg(
@@ -263,7 +264,7 @@ filter    only rows that this lets through: an SQL boolean over new, as create_c
           One that it fails on ends the backfill, which says so. The consumer''s own filter chooses among the rest
 
 Returns the id of the backfill. A second one of the same consumer waits for the first.
-Errors: 42704 unknown consumer, 22023 from_row is no value of that column, 42601, 42703, 42804 a filter that is none, 55000
+Errors: 42704 unknown consumer, 42501 no right to read its stream, 22023 from_row is no value of that column, 42601, 42703, 42804 a filter that is none, 55000
 a table that was dropped, or has no primary key or sort column any more. What of these only another database can tell,
 sequin.backfills says.';
 
@@ -279,6 +280,9 @@ begin
       message = format('backfill %s does not exist', coalesce(id::text, 'null')),
       hint = 'select * from sequin.backfills;';
   end if;
+  perform sequin._require_reader(c.stream_id)
+  from sequin.backfill b join sequin.consumer c on c.id = b.consumer_id
+  where b.id = cancel_backfill.id;
   -- One that has failed is over; that somebody knows is all that is left to say.
   update sequin.backfill b set state = 'cancelled' where b.id = cancel_backfill.id and b.state = 'failed';
   return found or sequin._end_backfill(id, 'cancelled', null);
@@ -289,7 +293,8 @@ has failed is no error in health() any more.
 
 id  as sequin.backfill returned it, or sequin.backfills shows it
 
-Returns true, or false where it was over already. Errors: 42704 unknown backfill.';
+Returns true, or false where it was over already. Errors: 42704 unknown backfill, 42501 no right to read its
+consumer''s stream.';
 
 create or replace view sequin.backfills as
 select b.id, c.name as consumer, b.state, coalesce(p.rows_done, 0) as rows_done,

@@ -300,8 +300,8 @@ event_table    where to; made, and the caller''s, if it does not exist; checked 
 actions        which of insert, update, delete, truncate are written
 filter         an SQL boolean over new, old, action, table_name and committed_at, as create_consumer''s: only changes that it
                lets through are written. One that it fails on holds the pipeline back
-retention      how long events are kept, at least, and 1000 years at most: the event table is partitioned by committed_at then, and old
-               partitions are dropped; null: for good
+retention      how long events are kept at least, a second to 1000 years: the event table is partitioned by committed_at
+               then, and old partitions are dropped; null: for good
 if_not_exists  the same definition again is a no-op
 
 An event is (id, seq, source_database_id, source_table_oid, source_table_schema, source_table_name, record_pk, record,
@@ -363,6 +363,7 @@ declare
   v_old sequin.pipeline := sequin._hold_pipeline(name);
   v_new sequin.pipeline := v_old;
 begin
+  perform sequin._require_reader(null, t.relation_oid) from sequin.source_table t where t.id = v_old.table_id;
   if actions is not null then
     v_new.actions := array(select distinct a.action from unnest(actions) a(action) order by a.action);
   end if;
@@ -427,6 +428,7 @@ begin
     return 'absent';
   end if;
   v_pipeline := sequin._hold_pipeline(name);
+  perform sequin._require_reader(null, t.relation_oid) from sequin.source_table t where t.id = v_pipeline.table_id;
   delete from sequin.pipeline p where p.id = v_pipeline.id;
   delete from sequin.pipeline_progress p where p.pipeline_id = v_pipeline.id;
   perform sequin._unpublish(t.source_id) from sequin.source_table t where t.id = v_pipeline.table_id;
@@ -435,7 +437,8 @@ end $$;
 comment on function sequin.drop_pipeline(text, boolean) is
 'Drops a pipeline, and keeps its event table as it is. A source table that nothing else needs is not captured any more.
 
-Returns dropped, or absent where if_exists is true and there was none. Errors: 42704 unknown pipeline.';
+Returns dropped, or absent where if_exists is true and there was none. Errors: 42704 unknown pipeline, 42501 no right to
+read its table.';
 
 create or replace function sequin.pause_pipeline(name text)
 returns text

@@ -257,6 +257,7 @@ declare
   v_void text;
 begin
   perform sequin._refuse_write('republish');
+  perform sequin._require_reader(c.stream_id);
   if c.start_seq is null and not sequin._start(c.id) then
     raise object_not_in_prerequisite_state using
       message = format('consumer "%s" has not begun: the log has not passed the moment it was made', consumer),

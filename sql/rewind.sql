@@ -106,8 +106,8 @@ begin
   where s.id = v_oldest >> 32;
   if to_seq < v_oldest or to_time < v_oldest_at then
     raise invalid_parameter_value using
-      message = format('consumer "%s": %s is older than the log is kept: the oldest message is seq %s, of %s', c.name,
-        coalesce('seq ' || to_seq, to_time::text), coalesce(v_first, v_oldest), coalesce(v_first_at, v_oldest_at)),
+      message = format('consumer "%s": %s is older than the log is kept: ', c.name, coalesce('seq ' || to_seq, to_time::text))
+        || coalesce(format('the oldest message is seq %s, of %s', v_first, v_first_at), format('it begins at %s, and has no message yet', v_oldest_at)),
       hint = format('Go back in the table instead: select sequin.rewind(%L, to_row => …); or deliver its rows beside what '
         'goes on: select sequin.backfill(%L);', c.name, c.name);
   elsif to_seq > v_head then
@@ -301,6 +301,7 @@ declare
   v_void text;
 begin
   perform sequin._refuse_write('rewind');
+  perform sequin._require_reader(c.stream_id);
   if num_nonnulls(to_seq, to_time, to_row) <> 1 then
     raise invalid_parameter_value using
       message = format('consumer "%s": rewind takes one target, and has %s', consumer, num_nonnulls(to_seq, to_time, to_row)),
@@ -352,6 +353,6 @@ to_row    goes back in the tables instead: first come the rows whose sort_column
           primary key) is at least this, as they are now, and then everything after; what is pending stays so. A
           bridge reads the rows: see sequin.backfills
 
-Returns rewound. Errors: 42704 unknown consumer, 22023 not exactly one target, one that the log does not reach (the
-message names the oldest there is), or no value of that column; 55000 nothing is in the log yet, or a table without a
+Returns rewound. Errors: 42704 unknown consumer, 42501 no right to read its stream, 22023 not exactly one target, one that
+the log does not reach (the message names the oldest there is), or no value of that column; 55000 nothing is in the log yet, or a table without a
 primary key; 25006 read only transaction or replica.';

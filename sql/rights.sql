@@ -79,6 +79,21 @@ begin
   where m.id = _require_stream.stream_id;
 end $$;
 
+-- 42501 unless the caller has the owner's rights, or may read a stream, or a table that has a pipeline. Who says what is
+-- delivered of it, and when, learns what is in it, if only from errors.
+create or replace function sequin._require_reader(stream_id int, relation oid default null)
+returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not sequin._is_owner(sequin._caller()) then
+    perform sequin._require_stream(stream_id);
+    perform sequin._require_select(relation) where relation is not null;
+  end if;
+end $$;
+
 -- Whether the caller may consume: the owner, or a role that was given it.
 create or replace function sequin._may_consume(consumer_id int)
 returns boolean

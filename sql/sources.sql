@@ -339,7 +339,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
   select case when d.tables is not null or bool_or(t.error is not null) then 'error'
-              when bool_or(t.published_at is null) then 'pending' else 'active' end,
+              when bool_or(t.id is not null and t.published_at is null) then 'pending' else 'active' end,
          coalesce('it has no table any more: dropped were ' || d.tables, string_agg(t.error, '; ' order by st.position))
   from (select sequin._dropped_tables($1) as tables) d
   left join sequin.stream_table st on st.stream_id = $1

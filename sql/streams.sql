@@ -459,6 +459,7 @@ begin
     return 'absent';
   end if;
   v_stream := sequin._stream(name);
+  perform sequin._require_reader(v_stream.id);
   if exists (select from sequin.consumer c where c.stream_id = v_stream.id) then
     raise object_not_in_prerequisite_state using
       message = format('stream "%s" has consumers', name),
@@ -474,4 +475,4 @@ comment on function sequin.drop_stream(text, boolean) is
 'Drops a stream, and takes tables that no other stream or pipeline needs out of the publication.
 
 Returns dropped, or absent where if_exists is true and there was none.
-Errors: 42704 unknown stream, 55000 it has consumers: drop them first.';
+Errors: 42704 unknown stream, 42501 no right to read it, 55000 it has consumers: drop them first.';

@@ -93,7 +93,7 @@ func (c *Capture) Run(ctx context.Context) {
 		began := time.Now()
 		err := c.judge(c.capture(ctx))
 		if ctx.Err() != nil {
-			if err != nil {
+			if err != nil && !errors.Is(err, context.Canceled) {
 				c.log.Warn("stopped before everything was confirmed: it is read again next time", "err", err)
 			}
 			return

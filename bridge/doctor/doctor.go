@@ -55,7 +55,7 @@ type facts struct {
 	isStandby, mayCreate, ownsSchema       bool
 	slots, slotsUsed, senders, sendersUsed int
 	connections, connectionsUsed           int
-	keepSize, preparedOldest               string
+	keepSize, idleTimeout, preparedOldest  string
 	writers                                []string
 }
 
@@ -66,8 +66,9 @@ select current_setting('server_version'), current_setting('server_version_num'):
        coalesce((select pg_get_userbyid(n.nspowner)::text from pg_namespace n where n.nspname = 'sequin'), ''),
        current_setting('max_replication_slots')::int, (select count(*) from pg_replication_slots),
        current_setting('max_wal_senders')::int, (select count(*) from pg_stat_replication),
-       current_setting('max_connections')::int, (select count(*) from pg_stat_activity where backend_type = 'client backend'),
-       coalesce(current_setting('max_slot_wal_keep_size', true), '-1'),
+       current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+         - coalesce(current_setting('reserved_connections', true)::int, 0), (select count(*) from pg_stat_activity where backend_type = 'client backend'),
+       coalesce(current_setting('max_slot_wal_keep_size', true), '-1'), coalesce(current_setting('idle_replication_slot_timeout', true), '0'),
        coalesce((select format('%s, since %s', p.gid, p.prepared) from pg_prepared_xacts p order by p.prepared limit 1), ''),
        array(select format('process %s (%s, for %s s)', a.pid, coalesce(nullif(a.application_name, ''), a.usename),
                extract(epoch from clock_timestamp() - a.xact_start)::bigint)
@@ -88,7 +89,7 @@ func Examine(ctx context.Context, databaseURL string) ([]Finding, error) {
 	var f facts
 	err = conn.QueryRow(ctx, factsQuery).Scan(&f.version, &f.versionNum, &f.walLevel, &f.database, &f.role, &f.isStandby,
 		&f.mayCreate, &f.ownsSchema, &f.owner, &f.slots, &f.slotsUsed, &f.senders, &f.sendersUsed, &f.connections, &f.connectionsUsed,
-		&f.keepSize, &f.preparedOldest, &f.writers)
+		&f.keepSize, &f.idleTimeout, &f.preparedOldest, &f.writers)
 	if err != nil {
 		return nil, fmt.Errorf("look at the server: %w", err)
 	}
@@ -100,13 +101,20 @@ func Examine(ctx context.Context, databaseURL string) ([]Finding, error) {
 	case err != nil:
 		return nil, err
 	}
+	if status.State == schema.Missing {
+		if err := schema.CheckNames(ctx, conn); errors.Is(err, schema.ErrForeign) || errors.Is(err, schema.ErrPublication) {
+			layer = fail(layer.Name, "Rename what is there, and then: sequin migrate", "%s", err)
+		} else if err != nil {
+			return nil, err
+		}
+	}
 	own, name, err := ownSlot(ctx, conn, isReadable && status.State != schema.Missing)
 	if err != nil {
 		return nil, err
 	}
 	findings := []Finding{
 		f.server(), f.standby(), f.logical(), f.rights(status.State), f.replication(ctx, databaseURL),
-		f.freeSlots(own), f.freeSenders(own), f.freeConnections(), f.kept(), f.oldTransactions(own),
+		f.freeSlots(own), f.freeSenders(own), f.freeConnections(), f.kept(), f.idle(), f.oldTransactions(own),
 		layer, slotState(own, name),
 	}
 	if status.State == schema.Missing {
@@ -218,8 +226,8 @@ func (f facts) freeSenders(own slot.State) Finding {
 	return ok("WAL senders", "%d of %d in use", f.sendersUsed, f.senders)
 }
 
-// bridgeConnections is how many a bridge opens, but for the replication connection.
-const bridgeConnections = 7
+// bridgeConnections is how many a bridge opens that has a pipeline to write, beside the replication connection.
+const bridgeConnections = 10
 
 func (f facts) freeConnections() Finding {
 	if f.connections-f.connectionsUsed < bridgeConnections {
@@ -235,6 +243,15 @@ func (f facts) kept() Finding {
 			"it is %s: a bridge that is away for longer than that much WAL loses changes, and says so", f.keepSize)
 	}
 	return ok("max_slot_wal_keep_size", "no limit: a bridge that is away fills the disk, and loses nothing")
+}
+
+func (f facts) idle() Finding {
+	const name = "idle_replication_slot_timeout"
+	if f.idleTimeout != "0" {
+		return warn(name, "alter system set idle_replication_slot_timeout = 0; select pg_reload_conf();",
+			"it is %s: the slot of a bridge that is away for longer is lost, and changes with it", f.idleTimeout)
+	}
+	return ok(name, "none: the slot of a bridge that is away stays")
 }
 
 func (f facts) oldTransactions(own slot.State) Finding {

@@ -59,6 +59,9 @@ func Up(ctx context.Context, databaseURL string, log *slog.Logger) error {
 	if status.State == Newer {
 		return fmt.Errorf("%w (it is %s, the program's is %s)", ErrNewer, status.Version, Version)
 	}
+	if err := CheckNames(ctx, conn); err != nil {
+		return err
+	}
 	if _, err := conn.Exec(ctx, `create schema if not exists sequin`); err != nil {
 		return fmt.Errorf("create schema: %w", err)
 	}

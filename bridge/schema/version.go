@@ -26,11 +26,15 @@ const (
 	Newer   // of a later program than this
 )
 
-// Errors of Check.
+// Why a schema is not used, or a database not touched.
 var (
 	ErrMissing = errors.New("the database has no sequin schema: run sequin migrate")
 	ErrOlder   = errors.New("the database's sequin schema is older than this program: run sequin migrate")
 	ErrNewer   = errors.New("the database's sequin schema is newer than this program: upgrade the program")
+	ErrForeign = errors.New("the database has a schema sequin that is not Sequin's, and is left as it is: " +
+		"alter schema sequin rename to …; lets Sequin be installed beside it")
+	ErrPublication = errors.New("the database has a publication sequin already: alter publication sequin rename to …; or, " +
+		"where an earlier installation left it, drop publication sequin;")
 )
 
 // Status is what is installed.
@@ -89,6 +93,41 @@ func Look(ctx context.Context, conn *pgx.Conn) (Status, error) {
 		s.State = Same
 	}
 	return s, nil
+}
+
+// checkOwn refuses a schema by Sequin's name that somebody else has filled.
+func checkOwn(ctx context.Context, conn *pgx.Conn) error {
+	var isForeign bool
+	err := conn.QueryRow(ctx, `select pg_catalog.to_regclass('sequin.goose_db_version') is null and exists (
+		  select from pg_catalog.pg_class c where c.relnamespace = pg_catalog.to_regnamespace('sequin')
+		  union all
+		  select from pg_catalog.pg_proc p where p.pronamespace = pg_catalog.to_regnamespace('sequin')
+		  union all
+		  select from pg_catalog.pg_type t where t.typnamespace = pg_catalog.to_regnamespace('sequin'))`).Scan(&isForeign)
+	if err != nil {
+		return fmt.Errorf("look at the schema: %w", err)
+	}
+	if isForeign {
+		return ErrForeign
+	}
+	return nil
+}
+
+// CheckNames refuses a schema or a publication by Sequin's name that is somebody else's.
+func CheckNames(ctx context.Context, conn *pgx.Conn) error {
+	if err := checkOwn(ctx, conn); err != nil {
+		return err
+	}
+	var isThere bool
+	err := conn.QueryRow(ctx, `select pg_catalog.to_regclass('sequin.source') is null
+		and exists (select from pg_catalog.pg_publication p where p.pubname = 'sequin')`).Scan(&isThere)
+	if err != nil {
+		return fmt.Errorf("look at publications: %w", err)
+	}
+	if isThere {
+		return ErrPublication
+	}
+	return nil
 }
 
 // Check refuses a schema that is not this program's, and says which of the two to bring up.

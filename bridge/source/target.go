@@ -14,6 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"sequin/bridge/address"
 	"sequin/bridge/pinned"
 )
 
@@ -53,15 +54,14 @@ func Reach(ctx context.Context, db Queryer, sourceID int32) (*Target, error) {
 	return newTarget(address)
 }
 
-func newTarget(address string) (*Target, error) {
-	config, err := pgx.ParseConfig(address)
-	if err != nil || address == "" {
-		// What the parser says quotes what it was given.
+func newTarget(conninfo string) (*Target, error) {
+	config, err := address.Parse(conninfo)
+	if err != nil || conninfo == "" {
 		return nil, problem("Check it with psql, and then: select sequin.alter_source(name, conninfo);",
 			"what the source is reached by cannot be read as a URL or as libpq's key=value pairs")
 	}
 	config.ConnectTimeout = cmp.Or(config.ConnectTimeout, connectTimeout)
-	return &Target{address: address, config: config}, nil
+	return &Target{address: conninfo, config: config}, nil
 }
 
 var (

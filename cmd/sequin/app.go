@@ -10,6 +10,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"sequin/bridge/address"
 	"sequin/bridge/cause"
 	"sequin/bridge/schema"
 )
@@ -91,10 +92,12 @@ var errNoURL = errors.New("which database? Give --database-url, or set DATABASE_
 
 // databaseURL returns the address that a command was given.
 func databaseURL(c *cli.Context) (string, error) {
-	if url := c.String(databaseURLName); url != "" {
-		return url, nil
+	url := c.String(databaseURLName)
+	if url == "" {
+		return "", errNoURL
 	}
-	return "", errNoURL
+	_, err := address.Parse(url)
+	return url, err
 }
 
 // newLog returns the log that a command was asked for.

@@ -35,7 +35,7 @@ func TestArguments(t *testing.T) {
 		{"migrate status x", 1, "", `status takes no argument "x"`},
 		{"bridge", 1, "", "--database-url"},
 		{"--log-format xml version", 1, "", `--log-format is text or json, not "xml"`},
-		{"bridge --database-url x --log-format xml", 1, "", `--log-format is text or json, not "xml"`},
+		{"bridge --database-url host=x --log-format xml", 1, "", `--log-format is text or json, not "xml"`},
 	} {
 		code, out, errOut := runWith(t, strings.Fields(test.args)...)
 		if code != test.code || !strings.Contains(out, test.out) || !strings.Contains(errOut, test.errorIs) {

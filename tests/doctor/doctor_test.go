@@ -70,6 +70,16 @@ func TestRole(t *testing.T) {
 	expect(t, all, "replication", doctor.OK, "")
 }
 
+// What stands in the way of an installation is found before it.
+func TestForeignNames(t *testing.T) {
+	t.Parallel()
+	db := pgtest.Empty(t)
+	db.Exec(`create publication sequin`)
+	expect(t, examine(t, db.URL), "schema", doctor.Error, "Rename")
+	db.Exec(`drop publication sequin; create schema sequin create table mine (a int)`)
+	expect(t, examine(t, db.URL), "schema", doctor.Error, "Rename")
+}
+
 // A role that may see nothing of the schema hears that, and what else there is to say.
 func TestStranger(t *testing.T) {
 	t.Parallel()

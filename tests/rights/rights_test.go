@@ -186,11 +186,12 @@ func TestConsumeByMembership(t *testing.T) {
 func TestConfigure(t *testing.T) {
 	db, roles := setup(t, "admin")
 	db.Exec(`select sequin.grant_configure($1)`, roles["admin"])
+	db.Exec(`select sequin.create_pipeline('kept', 'orders', 'orders_events'); select sequin.backfill('other')`)
 	admin := db.ConnectAs(roles["admin"])
 	for _, sql := range []string{
 		`select * from sequin.streams`, `select * from sequin.consumers`, `select * from sequin.consumer_status`,
-		`select sequin.pause_consumer('other')`, `select sequin.resume_consumer('other')`,
-		`select sequin.alter_consumer('other', ack_wait => '1 minute')`, `select * from sequin.health()`, `select sequin.version()`,
+		`select sequin.pause_consumer('other')`, `select sequin.resume_consumer('other')`, `select sequin.pause_pipeline('kept')`,
+		`select sequin.resume_pipeline('kept')`, `select * from sequin.health()`, `select sequin.version()`,
 	} {
 		if code := code(t, admin, sql); code != "" {
 			t.Errorf("%s: got %s", sql, code)
@@ -199,8 +200,22 @@ func TestConfigure(t *testing.T) {
 	for _, sql := range []string{
 		`select sequin.create_consumer('x', 'orders')`, `select sequin.receive('other')`, `select sequin.pop('other')`,
 		`select sequin._forget(1)`, `select sequin.bridge_commit(1, 1, '0/1', 1, '{}', '{}')`, `table sequin.log`, `table sequin.consumer`,
-		`delete from sequin.consumer`,
+		`delete from sequin.consumer`, `select sequin.set_retention('0')`, `select sequin.accept_gap()`,
 	} {
+		if code := code(t, admin, sql); code != pgerrcode.InsufficientPrivilege {
+			t.Errorf("%s: got %q", sql, code)
+		}
+	}
+	// What it may not read it does not have delivered, filtered or given up: errors would tell what is in it.
+	readers := []string{
+		`select sequin.alter_consumer('other', ack_wait => '1 minute')`, `select sequin.alter_consumer('other', filter => 'new.id::int > 0')`,
+		`select sequin.backfill('other', filter => 'new.id::int > 0')`, `select sequin.backfill('other')`, `select sequin.cancel_backfill(1)`,
+		`select sequin.rewind('other', to_row => '0')`, `select sequin.redrive('other')`, `select sequin.revoke_consume('other', current_user)`,
+		`select sequin.republish('other', 'select 1::bigint as seq')`,
+		`select sequin.alter_pipeline('kept', filter => 'new.id::int > 0')`, `select sequin.drop_pipeline('kept')`,
+		`select sequin.drop_consumer('other')`, `select sequin.drop_stream('orders')`,
+	}
+	for _, sql := range readers {
 		if code := code(t, admin, sql); code != pgerrcode.InsufficientPrivilege {
 			t.Errorf("%s: got %q", sql, code)
 		}
@@ -218,8 +233,11 @@ func TestConfigure(t *testing.T) {
 	if code := code(t, admin, `select sequin.grant_consume('other', '`+roles["admin"]+`'), sequin.revoke_consume('other', '`+roles["admin"]+`')`); code != "" {
 		t.Errorf("grant_consume of a table it may read: got %s", code)
 	}
-	if code := code(t, admin, `select sequin.create_consumer('x', 'orders')`); code != "" {
-		t.Errorf("create_consumer on a table it may read: got %s", code)
+	for _, sql := range append(readers, `select sequin.create_consumer('x', 'orders')`) {
+		if code := code(t, admin, "begin; "+sql+"; rollback"); code == pgerrcode.InsufficientPrivilege {
+			t.Errorf("%s, of a table it may read: got %s", sql, code)
+		}
+		_, _ = admin.Exec(t.Context(), "rollback")
 	}
 	// What reaches other databases is the owner's, and what is in them.
 	db.Exec(`select sequin.create_source('far', 'host=127.0.0.1 port=1 password=hidden'); select sequin.create_stream('far', '{t}', source => 'far')`)

@@ -51,3 +51,18 @@ func TestStandingReadsLittle(t *testing.T) {
 		})
 	}
 }
+
+// A stream of this database's tables is active from the start, and until the last of them is dropped.
+func TestStreamState(t *testing.T) {
+	f := setup(t, "rows")
+	f.Exec(`select sequin.create_stream('both', '{item,other}')`)
+	states := func(want string) {
+		t.Helper()
+		if got := pgtest.Value[string](f.DB, `select string_agg(name || ' ' || state, ', ' order by name) from sequin.streams`); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	states("both active, s active")
+	f.Exec(`drop table item`)
+	states("both active, s error")
+}

@@ -314,6 +314,47 @@ func TestUninstall(t *testing.T) {
 	db.Exec(`update orders set note = 'y'; delete from orders`)
 }
 
+// What is somebody else's is neither taken nor removed, and what depends on the schema is named before it would go.
+func TestForeign(t *testing.T) {
+	t.Parallel()
+	refused := func(what string, err, want error) {
+		t.Helper()
+		if !errors.Is(err, want) {
+			t.Errorf("%s: got %v", what, err)
+		}
+	}
+	schemas := func(db *pgtest.DB) string {
+		return pgtest.Value[string](db, `select concat_ws(' ', (select string_agg(c.relname, ',' order by 1) from pg_class c
+			where c.relnamespace = to_regnamespace('sequin') and c.relkind = 'r'), (select pubname from pg_publication))`)
+	}
+	db := pgtest.Empty(t)
+	db.Exec(`create schema sequin create table mine (a int)`)
+	refused("install into another schema", schema.Up(t.Context(), db.URL, pgtest.Discard()), schema.ErrForeign)
+	refused("uninstall another schema", schema.Uninstall(t.Context(), db.URL, pgtest.Discard()), schema.ErrForeign)
+	if got := schemas(db); got != "mine" {
+		t.Errorf("there is %s", got)
+	}
+	db.Exec(`drop schema sequin cascade; create publication sequin`)
+	refused("install beside another publication", schema.Up(t.Context(), db.URL, pgtest.Discard()), schema.ErrPublication)
+	if err := schema.Uninstall(t.Context(), db.URL, pgtest.Discard()); err != nil {
+		t.Error(err)
+	}
+	if got := schemas(db); got != "sequin" {
+		t.Errorf("there is %s", got)
+	}
+	db.Exec(`drop publication sequin; create schema sequin`) // made by somebody who may
+	up(t, db)
+	db.Exec(`create view mine as select * from sequin.messages; create function given() returns setof sequin.consumers language sql as 'select * from sequin.consumers'`)
+	err := schema.Uninstall(t.Context(), db.URL, pgtest.Discard())
+	if err == nil || !strings.Contains(err.Error(), "view public.mine") || !strings.Contains(err.Error(), "function public.given()") {
+		t.Errorf("got %v", err)
+	}
+	db.Exec(`drop view mine; drop function given()`)
+	if err := schema.Uninstall(t.Context(), db.URL, pgtest.Discard()); err != nil {
+		t.Error(err)
+	}
+}
+
 // The table of contents lists each file of the layer once.
 func TestContents(t *testing.T) {
 	t.Parallel()
