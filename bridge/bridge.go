@@ -11,8 +11,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"sequin/bridge/backfill"
 	"sequin/bridge/address"
+	"sequin/bridge/backfill"
 	"sequin/bridge/capture"
 	"sequin/bridge/changelog"
 	"sequin/bridge/pinned"
