@@ -6,7 +6,7 @@ create or replace function sequin.bridge_backfills(source_id int)
 returns table (
   backfill_id bigint, consumer_name text, is_waiting boolean, segment int, live_segment int, cut_lsn text, cut_xmin bigint,
   is_open boolean, relations bigint[], routes int[], side_routes int[], sort_column text, from_row text, conditions text[],
-  step bigint, place int, last_key text[], last_seq bigint, rows_done bigint
+  step bigint, place int, last_key text[], row_order text, last_seq bigint, rows_done bigint
 )
 language sql
 stable
@@ -17,7 +17,7 @@ as $$
          (select array_agg(coalesce(t.relation_oid::bigint, 0) order by array_position(b.table_ids, t.id))
           from sequin.source_table t where t.id = any (b.table_ids)),
          b.table_ids, b.side_routes, b.sort_column, b.from_row, b.conditions,
-         coalesce(p.step, 0), coalesce(p.place, 1), p.last_key, coalesce(p.last_seq, b.segment::bigint << 32),
+         coalesce(p.step, 0), coalesce(p.place, 1), p.last_key, p.row_order, coalesce(p.last_seq, b.segment::bigint << 32),
          coalesce(p.rows_done, 0)
   from sequin.backfill b
   join sequin.consumer c on c.id = b.consumer_id
@@ -309,7 +309,8 @@ comment on function sequin.bridge_backfill_chosen(bigint, int, jsonb[]) is
 -- Ends a chunk, in the transaction that wrote its rows. 55000 where the backfill has been ended or dropped meanwhile,
 -- 55006 where another bridge does it.
 create or replace function sequin.bridge_backfill_step(
-  backfill_id bigint, step bigint, place int, last_key text[], last_seq bigint, rows_done bigint, rows_written bigint
+  backfill_id bigint, step bigint, place int, last_key text[], row_order text, last_seq bigint, rows_done bigint,
+  rows_written bigint
 )
 returns bigint
 language plpgsql
@@ -327,8 +328,8 @@ begin
       message = format('backfill %s is not running any more', backfill_id),
       hint = 'select * from sequin.backfills;';
   end if;
-  insert into sequin.backfill_step (backfill_id, step, place, last_key, last_seq, rows_done)
-  values (backfill_id, step + 1, place, last_key, last_seq, rows_done)
+  insert into sequin.backfill_step (backfill_id, step, place, last_key, row_order, last_seq, rows_done)
+  values (backfill_id, step + 1, place, last_key, row_order, last_seq, rows_done)
   on conflict do nothing;
   if not found then
     raise object_in_use using
@@ -346,7 +347,7 @@ begin
   end if;
   return step + 1;
 end $$;
-comment on function sequin.bridge_backfill_step(bigint, bigint, int, text[], bigint, bigint, bigint) is
+comment on function sequin.bridge_backfill_step(bigint, bigint, int, text[], text, bigint, bigint, bigint) is
 'For the bridge: ends a chunk in the transaction that wrote it. Returns the step to give next time.';
 
 create or replace function sequin.bridge_backfill_end(backfill_id bigint, error text)

@@ -50,6 +50,7 @@ declare
   v_column text;
   v_problem text;
   v_table sequin.source_table;
+  v_sent text[];
   v_is_far boolean := exists (
     select from sequin.stream m join sequin.source s on s.id = m.source_id where m.id = c.stream_id and s.conninfo is not null);
 begin
@@ -77,15 +78,14 @@ begin
         end if;
         continue;
       end if;
-      if not exists (
-           select from pg_attribute a
-           where a.attrelid = v_table.relation_oid and a.attname = v_column and a.attnum > 0 and not a.attisdropped) then
+      v_sent := array(select a.name from sequin._expression_columns(v_table.relation_oid) a order by a.attnum);
+      if not v_column = any (v_sent) then
         raise undefined_column using
-          message = format('group_by: table %I.%I has no column "%s"', v_table.schema_name, v_table.table_name, v_column),
-          hint = sequin._did_you_mean(v_column,
-            array(select a.attname::text from pg_attribute a
-                  where a.attrelid = v_table.relation_oid and a.attnum > 0 and not a.attisdropped),
-            'Each table of the stream must have it.');
+          message = format('group_by: table %I.%I has no column "%s"%s', v_table.schema_name, v_table.table_name, v_column,
+            case when exists (
+              select from pg_attribute a where a.attrelid = v_table.relation_oid and a.attname = v_column and a.attgenerated <> '')
+              then ' in its messages: it is generated, and the server does not send it' else '' end),
+          hint = sequin._did_you_mean(v_column, v_sent, 'Each table of the stream must have it.');
       end if;
       if not v_column = any (v_table.key_columns) and exists (
            select from pg_class k where k.oid = v_table.relation_oid and k.relreplident <> 'f') then
@@ -648,7 +648,12 @@ declare
   v_consumer sequin.consumer := sequin._consumer(name);
 begin
   update sequin.consumer c set paused_at = null where c.id = v_consumer.id and c.paused_at is not null;
-  return case when found then 'resumed' else 'unchanged' end;
+  if not found then
+    return 'unchanged';
+  end if;
+  -- It may have got something meanwhile.
+  perform pg_notify('sequin.' || v_consumer.name, '');
+  return 'resumed';
 end $$;
 comment on function sequin.resume_consumer(text) is
 'Ends a pause. Returns resumed or unchanged. Errors: 42704 unknown consumer.';

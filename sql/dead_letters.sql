@@ -44,6 +44,9 @@ begin
     perform sequin._put_back(c, v_lane, v_letters);
     v_total := v_total + coalesce(cardinality(v_letters), 0);
   end loop;
+  if v_total > 0 then
+    perform pg_notify('sequin.' || c.name, '');
+  end if;
   return v_total;
 end $$;
 comment on function sequin.redrive(text, bigint[]) is

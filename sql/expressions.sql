@@ -521,7 +521,8 @@ begin
   elsif is_far and message ~ '^missing FROM-clause entry for table "(new|old)"$' then
     v_message := substring(message from '"(.*)"') || ' is jsonb here, and has no columns';
   elsif code = '42703' or message like 'missing FROM-clause entry%' then
-    v_hint := coalesce(v_hint, 'A column is new.… or old.…; to_jsonb(new) is the row as jsonb.');
+    v_hint := coalesce(v_hint, 'A column is new.… or old.…; to_jsonb(new) is the row as jsonb.'
+      || case when current_setting('server_version_num')::int < 180000 then ' Generated columns are in messages from PostgreSQL 18 on.' else '' end);
   end if;
   if is_far and v_code in ('42601', '42703', '42804') and v_hint not like 'A filter %' then
     v_hint := null;

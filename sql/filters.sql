@@ -73,7 +73,7 @@ as $$
   from down join pg_class c on c.oid = down.oid where c.relkind = 'r' or c.oid = relation
 $$;
 
--- The columns of a row's old key, where that is all of it that an update carries.
+-- The columns of a row's old key, where that is all of it that an update carries; in the order in which record_pk has them.
 create or replace function sequin._identity_columns(route_id int)
 returns text[]
 language sql
@@ -82,11 +82,14 @@ set search_path = pg_catalog, pg_temp
 as $$
   select coalesce(
     case when s.conninfo is not null then t.identity_columns
-         else (select array_agg(a.attname::text)
+         else (select case when array_agg(a.attname::text) <@ t.key_columns and count(*) = cardinality(t.key_columns) then t.key_columns
+                           else array_agg(a.attname::text order by a.attnum) end
                from pg_class c
                join pg_index i on i.indrelid = c.oid and i.indisreplident
-               join pg_attribute a on a.attrelid = c.oid and a.attnum = any (i.indkey)
-               where c.oid = t.relation_oid and c.relreplident = 'i') end, t.key_columns)
+               cross join lateral unnest(i.indkey::int2[]) with ordinality k(attnum, place)
+               join pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum and k.place <= i.indnkeyatts
+               where c.oid = t.relation_oid and c.relreplident = 'i'
+               having count(*) > 0) end, t.key_columns)
   from sequin.source_table t
   join sequin.source s on s.id = t.source_id
   where t.id = $1

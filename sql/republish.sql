@@ -113,13 +113,13 @@ begin
       select case when o.conninfo is not null then t.column_names else array(
         select a.attname::text from pg_attribute a
         where a.attrelid = t.relation_oid and a.attnum > 0 and not a.attisdropped) end as names) a
-    where t.id = any (c.routes) and cardinality(t.key_columns) > 0 and t.key_columns <@ columns) f
+    where t.id = any (c.routes) and cardinality(t.key_columns) > 0 and sequin._identity_columns(t.id) <@ columns) f
   where f.place = 1;
   if 'seq' = any (columns) and v_tables.has_seq is not true then
     names := '{seq}';
   elsif v_tables.n = 1 then
     table_id := v_tables.id;
-    names := (select t.key_columns from sequin.source_table t where t.id = v_tables.id);
+    names := sequin._identity_columns(table_id);
   else
     raise invalid_parameter_value using
       message = format('consumer "%s": the query returns neither seq nor %s: its columns are %s', consumer,
@@ -143,7 +143,7 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
   select string_agg(format('%I %s', n.name, t.type), ', ' order by n.place)
-  from unnest(source_table.key_columns) with ordinality n(name, place)
+  from unnest(sequin._identity_columns(source_table.id)) with ordinality n(name, place)
   cross join lateral sequin._column_type(source_table.relation_oid, n.name) t
 $$;
 
@@ -177,9 +177,9 @@ begin
        join %2$s t on %3$s
        cross join lateral (select %4$s) r) r
      cross join lateral (select sequin._group_of($3, sequin._key_hash($4.id, r.record_pk), r.record) as group_hash) g',
-    sequin._record_pk_sql(source_table.key_columns), sequin._rows_sql(source_table.relation_oid),
+    sequin._record_pk_sql(sequin._identity_columns(source_table.id)), sequin._rows_sql(source_table.relation_oid),
     (select string_agg(format('t.%1$I operator(%2$I.=) k.%1$I', n.name, t.operators), ' and ')
-     from unnest(source_table.key_columns) n(name)
+     from unnest(sequin._identity_columns(source_table.id)) n(name)
      cross join lateral sequin._column_type(source_table.relation_oid, n.name) t),
     sequin._record_sql(source_table.relation_oid), sequin._key_types(source_table))
   using c.id, v_base, c, source_table, keys;
@@ -290,13 +290,13 @@ begin
     perform sequin._require_select(v_table.relation_oid);
     begin
       execute format('select array_agg(distinct %s) from unnest($1) k(v) cross join lateral jsonb_to_record(k.v) as t (%s)',
-          sequin._record_pk_sql(v_table.key_columns), sequin._key_types(v_table))
+          sequin._record_pk_sql(sequin._identity_columns(v_table.id)), sequin._key_types(v_table))
         into v_keys using rows;
     exception when data_exception or check_violation or not_null_violation then
       raise invalid_parameter_value using
         message = format('consumer "%s": the query returns what is no key of %I.%I: %s', consumer, v_table.schema_name,
           v_table.table_name, sqlerrm),
-        hint = format('Its key is %s: select * from %I.%I where …;', array_to_string(v_table.key_columns, ', '),
+        hint = format('Its key is %s: select * from %I.%I where …;', array_to_string(sequin._identity_columns(v_table.id), ', '),
           v_table.schema_name, v_table.table_name);
     end;
     -- Whatever the log brings of a row from here on, no worker has had.

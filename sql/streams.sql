@@ -160,6 +160,26 @@ begin
         hint = format('alter table %1$s add primary key (…); or, where it has none: alter table %1$s replica identity full;',
           sequin._table_name(v_leaf));
     end if;
+    -- A replica identity of its own is not that of the partitions that are added later; a primary key is.
+    if v_leaf = relation and v_class.relkind = 'p' and not exists (
+         select from pg_index i where i.indrelid = relation and i.indisprimary) then
+      raise object_not_in_prerequisite_state using
+        message = format('%s is partitioned and has no primary key: updates and deletes in a partition that is added later would fail, as it '
+          'is published with the others', v_table),
+        hint = format('alter table %s add primary key (…);', v_table);
+    end if;
+    -- Before 18 none is sent; the primary key is no virtual one.
+    if current_setting('server_version_num')::int < 180000 and exists (
+         select from pg_class c
+         join pg_index i on i.indrelid = c.oid and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end
+         join pg_attribute a on a.attrelid = c.oid and a.attnum = any (i.indkey) and a.attgenerated <> ''
+         where c.oid = v_leaf) then
+      raise object_not_in_prerequisite_state using
+        message = format('the key of %s has a generated column, which PostgreSQL %s does not send: its rows would have no name',
+          sequin._table_name(v_leaf), current_setting('server_version')),
+        hint = format('alter table %1$s replica identity using index …; (of other columns), or: alter table %1$s replica identity full;',
+          sequin._table_name(v_leaf));
+    end if;
     -- To be a column that full identity must publish, and virtual, which cannot be published: 18 and newer.
     if current_setting('server_version_num')::int >= 180000 and exists (
          select from pg_class c join pg_attribute a on a.attrelid = c.oid
@@ -199,6 +219,14 @@ begin
     -- table is, and so it is taken out and put in.
     execute format('lock table %s in share mode', sequin._table_name(relation));
     execute format('alter publication %I drop table only %s', source.publication_name, sequin._table_name(relation));
+  end if;
+  if exists (
+       select from pg_locks l
+       where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.relation = _publish.relation and l.mode = 'RowExclusiveLock'
+         and l.database = (select d.oid from pg_database d where d.datname = current_database())) then
+    raise warning using
+      message = format('what this transaction has written to %s before is not captured: it was not published yet', sequin._table_name(relation)),
+      hint = 'Commit before the stream is made; or have a consumer begin with the rows there are: start_at => ''beginning''.';
   end if;
   execute format('lock table %s in share mode', sequin._table_name(relation));
   execute format('alter publication %I add table only %s', source.publication_name, sequin._table_name(relation));
@@ -380,7 +408,10 @@ begin
     raise undefined_object using
       message = pg_catalog.format('%s: table "%s" does not exist', label, name),
       hint = sequin._did_you_mean(name, array(
-        select case when pg_catalog.pg_table_is_visible(c.oid) then c.relname::pg_catalog.text
+        select case when pg_catalog.pg_table_is_visible(c.oid)
+                      and (pg_catalog.cardinality(pg_catalog.parse_ident(name)) operator(pg_catalog.=) 1
+                           or n.nspname operator(pg_catalog.<>) (pg_catalog.parse_ident(name))[1]::pg_catalog.name)
+                    then c.relname::pg_catalog.text
                else pg_catalog.format('%I.%I', n.nspname, c.relname) end
         from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) c.relnamespace
         where c.relkind in ('r', 'p') and n.nspname not in ('pg_catalog', 'information_schema', 'sequin')
@@ -433,7 +464,7 @@ comment on function sequin.create_stream(text, text[], text, text, text, boolean
 name           1 to 48 bytes, kept as given
 tables         looked up by search_path, as regclass does: ''{orders, billing.invoices}''
 mode           ''rows'': a message is the newest version of a row; ''changes'': every change, with the old values
-sort_column    orders the rows that exist already; default: the primary key
+sort_column    orders the rows that exist already, of one table after another; default: the primary key
 source         the database the tables are in; ''local'' is this one. In another, which create_source has named, the bridge
                looks them up (by the search_path of its role there: schema.table says which is meant), and captures them
                from then on: see state and error in sequin.streams

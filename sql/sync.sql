@@ -237,7 +237,9 @@ begin
      cross join lateral (select %6$s) r
      order by %5$s',
     (select string_agg(sequin._text_sql(k.name), ', ' order by k.position) from unnest(v_columns) with ordinality k(name, position)),
-    sequin._record_pk_sql(sequin._key_columns(relation)),
+    sequin._record_pk_sql((
+      select sequin._identity_columns(t.id) from sequin.source_table t
+      where t.source_id = s.source_id and t.relation_oid = relation)),
     sequin._rows_sql(relation), case when v_where <> '' then 'where ' || v_where else '' end,
     (select string_agg(format('t.%I', v_columns[n]), ', ' order by n) from generate_series(v_first, v_last) n),
     sequin._record_sql(relation));

@@ -170,6 +170,7 @@ type work struct {
 	Step        int64
 	Place       int32
 	LastKey     []*string
+	RowOrder    *string // what LastKey is in
 	LastSeq     *int64
 	RowsDone    int64
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -55,6 +56,7 @@ type chunk struct {
 	rows   []wal.Tuple
 	doubts []int // places of rows that may have changed since the cut
 	last   []*string
+	order  string // what last is in
 	at     time.Time
 	lsn    pglogrepl.LSN // the server had written so far when they were read
 }
@@ -93,6 +95,14 @@ func (r *run) do(ctx context.Context) error {
 	return nil
 }
 
+// guard makes a panic the backfill's error: it would end the bridge, and the next one, when that comes to the same place.
+func (r *run) guard(err *error) {
+	if cause := recover(); cause != nil {
+		r.log.Error("a defect in the bridge", "panic", cause, "stack", string(debug.Stack()))
+		*err = problem(fmt.Sprintf("a defect in the bridge: %v", cause))
+	}
+}
+
 // errEnded is returned where the backfill was cancelled, or its consumer dropped, or another bridge does it.
 var errEnded = errors.New("the backfill is not this bridge's any more")
 
@@ -104,6 +114,7 @@ func isTransient(code string) bool {
 
 // readAll reads the tables from where the last bridge has got, one chunk ahead of what is written.
 func (r *run) readAll(ctx context.Context) (err error) {
+	defer r.guard(&err)
 	if r.source, err = r.connectSource(ctx); err != nil {
 		return err
 	}
@@ -124,8 +135,11 @@ func (r *run) readAll(ctx context.Context) (err error) {
 	chunks := make(chan *chunk)
 	read := make(chan error, 1)
 	go func() {
+		var err error
 		defer close(chunks)
-		read <- r.read(ctx, chunks)
+		defer func() { read <- err }()
+		defer r.guard(&err)
+		err = r.read(ctx, chunks)
 	}()
 	w := &writer{run: r, encoder: changelog.NewEncoder(*r.LastSeq, *r.Segment)}
 	for c := range chunks {
@@ -151,6 +165,9 @@ func (r *run) readAll(ctx context.Context) (err error) {
 // read reads the tables, chunk after chunk.
 func (r *run) read(ctx context.Context, chunks chan<- *chunk) error {
 	p := part{after: r.LastKey}
+	if r.RowOrder != nil {
+		p.order = *r.RowOrder
+	}
 	if p.after != nil && p.after[0] == nil {
 		p.nulls = true
 	}
@@ -160,7 +177,7 @@ func (r *run) read(ctx context.Context, chunks chan<- *chunk) error {
 		}
 	}
 	for place := r.Place; int(place) <= len(r.Relations); {
-		c, isEnd, err := r.readChunk(ctx, place, p)
+		c, isEnd, err := r.readChunk(ctx, place, &p)
 		if err != nil {
 			return err
 		}
@@ -175,7 +192,7 @@ func (r *run) read(ctx context.Context, chunks chan<- *chunk) error {
 		switch {
 		case !isEnd:
 		case !p.nulls && !c.table.order[0].isNotNull && r.FromRow == nil:
-			p = part{nulls: true}
+			p = part{nulls: true, order: p.order}
 		default:
 			p = part{}
 			place++
@@ -184,8 +201,9 @@ func (r *run) read(ctx context.Context, chunks chan<- *chunk) error {
 	return nil
 }
 
-// readChunk reads some rows in a transaction of their own, and tells whether there are no more.
-func (r *run) readChunk(ctx context.Context, place int32, p part) (_ *chunk, isEnd bool, err error) {
+// readChunk reads some rows in a transaction of their own, and tells whether there are no more. Where what they are in the
+// order of has been altered since the last chunk, it begins with the table anew: the rows after one are others then.
+func (r *run) readChunk(ctx context.Context, place int32, p *part) (_ *chunk, isEnd bool, err error) {
 	began := time.Now()
 	c := &chunk{place: place, at: began}
 	if err := r.begin(ctx, place); err != nil {
@@ -205,11 +223,20 @@ func (r *run) readChunk(ctx context.Context, place int32, p part) (_ *chunk, isE
 	if c.table, err = r.describe(ctx, r.source, place); err != nil {
 		return nil, false, err
 	}
+	if order := c.table.orderText(); order != p.order {
+		if p.order != "" {
+			r.log.Warn("what the rows are read in the order of was altered: reading the table from its beginning",
+				"table", c.table.Name(), "was", p.order, "is", order)
+			*p = part{}
+		}
+		p.order = order
+	}
+	c.order = p.order
 	doubt, err := r.doubt(ctx)
 	if err != nil {
 		return nil, false, err
 	}
-	sql, args := c.table.query(p, r.FromRow, r.condition(place), doubt, maxRows)
+	sql, args := c.table.query(*p, r.FromRow, r.condition(place), doubt, maxRows)
 	pg := r.source.PgConn()
 	values := make([][]byte, len(args))
 	for i, text := range args {
@@ -434,8 +461,8 @@ func (w *writer) write(ctx context.Context, c *chunk) error {
 		}
 	}
 	committing := time.Now()
-	err = tx.QueryRow(ctx, `select sequin.bridge_backfill_step($1, $2, $3, $4, $5, $6, $7)`,
-		w.ID, w.Step, c.place, c.last, seq, w.RowsDone+int64(len(c.rows)), seq-began).Scan(&w.Step)
+	err = tx.QueryRow(ctx, `select sequin.bridge_backfill_step($1, $2, $3, $4, $5, $6, $7, $8)`,
+		w.ID, w.Step, c.place, c.last, c.order, seq, w.RowsDone+int64(len(c.rows)), seq-began).Scan(&w.Step)
 	if err != nil {
 		return w.ended(fmt.Errorf("write step: %w", err))
 	}

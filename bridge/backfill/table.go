@@ -204,6 +204,20 @@ func (r *run) condition(place int32) string {
 type part struct {
 	nulls bool
 	after []*string // the last row's values of order; nil: from the beginning
+	order string    // what that is in; "": not known yet
+}
+
+// orderText says what a table's rows are read in the order of, so that another order is told from it.
+func (t *table) orderText() string {
+	var list []string
+	for _, c := range t.order {
+		text := quote.Identifier(c.name) + " " + c.typeName
+		if c.collation != "" {
+			text += " collate " + c.collation
+		}
+		list = append(list, text)
+	}
+	return strings.Join(list, ", ")
 }
 
 // query returns the statement that reads a table's rows in order, with its arguments, each as text. A row is followed by

@@ -133,7 +133,7 @@ func (s *source) chunk(id int64, size int) bool {
 			s.Fatal(err)
 		}
 	}
-	if _, err := tx.Exec(context.Background(), `select sequin.bridge_backfill_step($1, $2, 1, array[$3], $4, $5, $6)`,
+	if _, err := tx.Exec(context.Background(), `select sequin.bridge_backfill_step($1, $2, 1, array[$3], null, $4, $5, $6)`,
 		id, h.Step, fmt.Sprint(keys[len(keys)-1]), seq, h.RowsDone+int64(len(keys)), seq-h.LastSeq); err != nil {
 		s.Fatal(err)
 	}
@@ -389,7 +389,7 @@ func TestDropUnderWay(t *testing.T) {
 				if h.Live != nil {
 					s.Exec(`select sequin.bridge_backfill_open($1)`, *h.Live)
 				}
-				e := s.Error(`select sequin.bridge_backfill_step(1, $1, 1, '{9}', $2, 9, 1)`, h.Step, h.LastSeq+1)
+				e := s.Error(`select sequin.bridge_backfill_step(1, $1, 1, '{9}', null, $2, 9, 1)`, h.Step, h.LastSeq+1)
 				if e.Code != "55000" {
 					t.Errorf("a chunk of what was dropped: %s %s", e.Code, e.Message)
 				}
