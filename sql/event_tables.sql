@@ -130,15 +130,30 @@ begin
     return;
   end if;
 
-  if is_partitioned and not exists (
-       select from pg_partitioned_table t
-       join pg_attribute a on a.attrelid = t.partrelid and a.attnum = t.partattrs[0]
-       where t.partrelid = relation and t.partstrat = 'r' and t.partnatts = 1 and a.attname = 'committed_at') then
+  if is_partitioned and not sequin._is_by_time(relation) then
     return query select '55000',
       format('event table %s is not partitioned by range (committed_at), and a retention drops old partitions', v_name),
       'Leave retention out, or give another event table: one that does not exist yet is made as it must be.';
+  elsif is_partitioned and exists (select from pg_partitioned_table t where t.partrelid = relation and t.partdefid <> 0) then
+    return query select '55000',
+      format('event table %s has a default partition, which takes what a partition of its own would be made for', v_name),
+      (select format('alter table %s detach partition %s;', v_name, sequin._table_name(t.partdefid))
+       from pg_partitioned_table t where t.partrelid = relation);
   end if;
 end $$;
+
+-- Whether a table is partitioned by range (committed_at).
+create or replace function sequin._is_by_time(relation oid)
+returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select exists (
+    select from pg_partitioned_table t
+    join pg_attribute a on a.attrelid = t.partrelid and a.attnum = t.partattrs[0]
+    where t.partrelid = relation and t.partstrat = 'r' and t.partnatts = 1 and a.attname = 'committed_at')
+$$;
 
 -- What of its owner's own an insert into a table would run; null: nothing.
 --

@@ -1,6 +1,7 @@
 -- Partitions of event log tables with a retention: made where events come, dropped whole when all in them is old.
 
--- How long a partition is, in seconds: an eighth of the retention, or somewhat less, so that it divides a day.
+-- How long a partition is, in seconds: an eighth of the retention, or somewhat less, so that it divides a day; a month where
+-- there is none, or none any more.
 create or replace function sequin._partition_width(retention interval)
 returns bigint
 language sql
@@ -9,7 +10,7 @@ set search_path = pg_catalog, pg_temp
 as $$
   select max(w.seconds)
   from unnest('{1,5,10,60,300,600,3600,21600,86400,604800,2592000}'::bigint[]) w(seconds)
-  where w.seconds <= greatest(date_part('epoch', retention) / 8, 1)
+  where retention is null or w.seconds <= greatest(date_part('epoch', retention) / 8, 1)
 $$;
 
 -- The partitions of a table by range of a time, and what each holds; without a default partition.

@@ -175,6 +175,18 @@ as $$
   from (select sequin._key_columns(relation) as columns) k
 $$;
 
+-- Tells that order, and what it goes by, from another: the last row's values say nothing of what comes after them there.
+create or replace function sequin._sync_order_tag(s sequin.stream, relation oid)
+returns text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select left(md5(string_agg(concat_ws(' ', k.name, format_type(a.atttypid, -1), a.attcollation), ',' order by k.position)), 8)
+  from unnest(sequin._sync_order(s, relation)) with ordinality k(name, position)
+  left join pg_attribute a on a.attrelid = relation and a.attname = k.name and not a.attisdropped
+$$;
+
 -- The query of a page of a table's rows, after the one of these values: $1 is how many, $2 the cut's snapshot, $3 and $4 what
 -- makes their cursors. In two parts where the sort column may be null: those rows come last. The values are written down
 -- in it, to be read as their types do: a cast from text may be somebody's own.
@@ -328,7 +340,7 @@ begin
     v_snapshot := v_fields[4];
     if v_fields[1] = 'r' then
       v_next := v_fields[5];
-      v_last := array(select jsonb_array_elements_text(array_to_string(v_fields[6:], '|')::jsonb));
+      v_last := array(select jsonb_array_elements_text(array_to_string(v_fields[7:], '|')::jsonb));
       v_is_nulls := v_last[1] is null;
     end if;
   end if;
@@ -345,6 +357,15 @@ begin
       hint = 'Try again, once the replica has come so far.';
   end if;
 
+  if v_has_last and exists (
+       select from pg_class k
+       where k.oid = v_tables[v_next].relation_oid and sequin._sync_order_tag(v_stream, k.oid) <> v_fields[6]) then
+    raise object_not_in_prerequisite_state using
+      message = format('stream "%s": what the rows of %s are in the order of was altered after the cursor was made', stream,
+        sequin._table_name(v_tables[v_next].relation_oid)),
+      hint = format('Start again at the first row: select * from sequin.sync(%L);', stream);
+  end if;
+
   -- The rows of the tables, one table after another.
   while v_next <= cardinality(v_tables) and v_left > 0 loop
     v_table := v_tables[v_next];
@@ -359,7 +380,8 @@ begin
     if exists (select from pg_class c where c.oid = v_table.relation_oid) then
       for v_keys, cursor, record_pk, record, v_is_certain in
         execute sequin._sync_page_sql(v_stream, v_table.relation_oid, case when v_has_last then v_last end, v_is_nulls)
-        using v_limit, v_snapshot, v_tag, concat_ws('|', 'r', v_seq, v_cut_lsn, v_snapshot, v_next, '')
+        using v_limit, v_snapshot, v_tag,
+          concat_ws('|', 'r', v_seq, v_cut_lsn, v_snapshot, v_next, coalesce(sequin._sync_order_tag(v_stream, v_table.relation_oid), '-'), '')
       loop
         v_is_changed := false;
         if not v_is_certain then
@@ -476,6 +498,6 @@ have changed since then are not among them: they come as changes. No rows: there
 cursor.
 
 Needs SELECT on the stream''s tables. Errors: 42704 unknown stream, 22023 bad argument, or not a cursor of this stream,
-42501 no right, 55000 the cursor is older than the log is kept (start again with null), the replica is behind it, a table
+42501 no right, 55000 the cursor is older than the log is kept, or the key was altered (start again with null), the replica is behind it, a table
 has no key, all were dropped (and the log has no more of them), or no bridge has run; 40001 try again: the log is behind
 the tables; 0A000 a stream of another database.';

@@ -181,7 +181,11 @@ begin
   v_relation := sequin._event_table(p);
   perform sequin._check_event_rights(v_relation);
   v_log := format('sequin.%I', 'log_' || (v_next.from_seq >> 32));
-  if p.retention is not null then
+  -- Without a retention, too: it may have had one, and a table that cannot take an event helps nobody.
+  if p.retention is not null
+     or sequin._is_by_time(v_relation) and exists (
+          select from pg_partitioned_table t join pg_class k on k.oid = t.partrelid
+          where t.partrelid = v_relation and t.partdefid = 0 and pg_has_role(current_user, k.relowner, 'usage')) then
     execute format(
       'select array_agg(b.at) from (select distinct on (floor(date_part(''epoch'', l.committed_at) / $4)) l.committed_at as at '
       'from %s l where l.route_id = $1 and l.seq between $2 and $3) b', v_log)

@@ -36,6 +36,8 @@ func TestErrors(t *testing.T) {
 		create table no_default (like events including identity);
 		create unlogged table lost (like events including defaults including identity);
 		create table by_seq (like events including defaults including identity) partition by range (seq);
+		create table by_default (like events including defaults including identity) partition by range (committed_at);
+		create table by_default_rest partition of by_default default;
 		create view shown as table events`)
 	for _, test := range []struct {
 		sql, code, message, hint string
@@ -71,6 +73,7 @@ func TestErrors(t *testing.T) {
 		{`select sequin.create_pipeline('x', 'orders', 'typed')`, "42804", `"record"`, "alter table public.typed alter column record type jsonb using record::jsonb;"},
 		{`select sequin.create_pipeline('x', 'orders', 'more')`, "55000", `"note"`, "alter table public.more alter column note drop not null;"},
 		{`select sequin.create_pipeline('x', 'orders', 'no_id')`, "55000", `"id"`, "alter table public.no_id alter column id"},
+		{`select sequin.create_pipeline('x', 'orders', 'by_default', retention => '1 day')`, "55000", "default partition", "alter table public.by_default detach partition public.by_default_rest;"},
 		{`select sequin.create_pipeline('x', 'orders', 'no_default')`, "55000", `"inserted_at"`, "alter table public.no_default alter column inserted_at set default now();"},
 		{`select sequin.create_pipeline('x', 'orders', 'lost')`, "55000", "unlogged", "alter table public.lost set logged;"},
 		{`select sequin.create_pipeline('x', 'orders', 'shown')`, "22023", "a view", ""},

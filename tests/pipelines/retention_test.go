@@ -195,3 +195,27 @@ func TestLogLimit(t *testing.T) {
 		t.Errorf("%d errors are left in health()", n)
 	}
 }
+
+// Events that are kept for good have partitions made for them still.
+func TestRetentionTakenAway(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id serial primary key);
+		select sequin.create_pipeline('p', 'item', 'events', retention => '2 seconds');
+		select sequin.create_pipeline('beside', 'item', 'events')`)
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`insert into item default values; select sequin.alter_pipeline('p', retention => '0')`)
+	pgtest.Eventually(t, 30*time.Second, func() error {
+		db.Exec(`insert into item default values`)
+		if span := pgtest.Value[float64](db, `select coalesce(extract(epoch from max(committed_at) - min(committed_at)), 0)::float8 from events`); span < 4 {
+			return fmt.Errorf("events of %v s have come: %v", span, status(db))
+		}
+		return nil
+	})
+	pgtest.Eventually(t, 20*time.Second, func() error {
+		if n := pgtest.Value[int](db, `select (select count(*) from events) - 2 * (select count(*) from item)`); n != 0 {
+			return fmt.Errorf("%d events too many: %v", n, status(db))
+		}
+		return nil
+	})
+}
