@@ -73,7 +73,7 @@ begin
       if v_is_far then
         if not v_column = any (v_table.column_names) then
           raise undefined_column using
-            message = format('group_by: table %I.%I has no column "%s"', v_table.schema_name, v_table.table_name, v_column),
+            message = format('consumer "%s": group_by: table %I.%I has no column "%s"', c.name, v_table.schema_name, v_table.table_name, v_column),
             hint = sequin._did_you_mean(v_column, v_table.column_names, 'Each table of the stream must have it.');
         end if;
         continue;
@@ -81,7 +81,7 @@ begin
       v_sent := array(select a.name from sequin._expression_columns(v_table.relation_oid) a order by a.attnum);
       if not v_column = any (v_sent) then
         raise undefined_column using
-          message = format('group_by: table %I.%I has no column "%s"%s', v_table.schema_name, v_table.table_name, v_column,
+          message = format('consumer "%s": group_by: table %I.%I has no column "%s"%s', c.name, v_table.schema_name, v_table.table_name, v_column,
             case when exists (
               select from pg_attribute a where a.attrelid = v_table.relation_oid and a.attname = v_column and a.attgenerated <> '')
               then ' in its messages: it is generated, and the server does not send it' else '' end),

@@ -518,6 +518,10 @@ begin
     v_place := 1;
   elsif code = '42803' then
     v_message := 'it has an aggregate function';
+  elsif code = '42703' and message like '%\_sequin\_%' then
+    v_code := '42601';
+    v_message := 'it is not one expression';
+    v_place := 1;
   elsif is_far and message ~ '^missing FROM-clause entry for table "(new|old)"$' then
     v_message := substring(message from '"(.*)"') || ' is jsonb here, and has no columns';
   elsif code = '42703' or message like 'missing FROM-clause entry%' then

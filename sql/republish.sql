@@ -186,7 +186,7 @@ begin
 end $$;
 
 -- Of these messages, as the log has them, those that a consumer's filter lets through, with what its transform makes of
--- them. 55000 where either cannot be evaluated any more, 22023 where it fails on one.
+-- them; what one fails on is a dead letter. 55000 where either cannot be evaluated any more.
 create or replace function sequin._decide_messages(c sequin.consumer, messages sequin.delivery[])
 returns sequin.delivery[]
 language plpgsql
@@ -212,12 +212,19 @@ begin
       select d.seq, d.record, d.error
       from sequin._decide(c, v_route, format('(select * from unnest(%L::sequin.delivery[])) l', v_of_route)) d
     loop
-      if v_row.error is not null then
-        raise invalid_parameter_value using
-          message = format('consumer "%s": message %s: %s', c.name, v_row.seq, v_row.error),
-          hint = 'Leave it out of the query, or alter the consumer.';
-      end if;
       select n.* into m from unnest(v_of_route) n where n.seq = v_row.seq;
+      if v_row.error is not null then
+        insert into sequin.dead_letter (
+          consumer_id, seq, group_hash, lane, deliver_count, error, route_id, committed_at, action, table_schema, table_name,
+          record_pk, record, changes, metadata, is_undecided)
+        values (
+          c.id, m.seq, m.group_hash, m.lane, 0, v_row.error, m.route_id, m.committed_at, m.action, m.table_schema, m.table_name,
+          m.record_pk, m.record, m.changes, m.metadata, true)
+        on conflict (consumer_id, seq) do update
+          set error = excluded.error, dead_at = clock_timestamp(), is_undecided = true, record = excluded.record,
+              group_hash = excluded.group_hash, lane = excluded.lane;
+        continue;
+      end if;
       if c.transform is not null then
         m.record := v_row.record;
       end if;
@@ -396,7 +403,8 @@ query     one SELECT, run with the caller''s own rights, which returns seq (of s
   select sequin.republish(''mailer'', $$select seq from sequin.messages where stream = ''orders'' and committed_at > now() - interval ''1 hour''$$);
 
 Returns how many messages. One that is out, or that the consumer has still to get, counts, and is not doubled. What the
-consumer''s actions and filter leave out it does not get this way either. Waits for workers that are receiving.
+consumer''s actions and filter leave out it does not get this way either, and what its filter or transform fails on is a dead
+letter. Waits for workers that are receiving.
 
 Errors: 42704 unknown consumer, 22023 not one SELECT, neither seq nor the key of one table among its columns, a seq that the
 stream''s log has not; 42501 no SELECT on the table, 55000 the consumer has not begun, or the table was dropped, 25006 read

@@ -26,17 +26,40 @@ func TestErrors(t *testing.T) {
 		create table deferred (id int primary key deferrable initially deferred);
 		create table typed (id int primary key, doc json, docs json[], place point, areas circle);
 		create table nothing (id int primary key);
+		create table made (a int, k int generated always as (a * 2) stored primary key);
+		create table sums (id int primary key, a int, total int generated always as (a * 2) stored);
+		create table keyless (id int, at date) partition by range (at);
+		create table keyless_1 partition of keyless for values from ('2020-01-01') to ('2021-01-01');
+		alter table keyless replica identity full; alter table keyless_1 replica identity full;
 		alter table nothing replica identity nothing;
 		create foreign data wrapper w;
 		create server far foreign data wrapper w;
 		create foreign table away (id int) server far;
-		select sequin.create_stream('orders', '{orders}');
+		select sequin.create_stream('orders', '{orders}'); select sequin.create_stream('sums', '{sums}');
 		select sequin.create_consumer('mailer', 'orders')`)
+	if pgtest.Major() < 18 {
+		for _, test := range [][3]string{
+			{`select sequin.create_stream('x', '{made}')`, "55000", "replica identity full"},
+			{`select sequin.create_consumer('x', 'sums', group_by => '{total}')`, "42703", "Each table"},
+			{`select sequin.create_consumer('x', 'sums', filter => 'new.total > 1')`, "42703", "PostgreSQL 18"},
+		} {
+			if e := db.Error(test[0]); e.Code != test[1] || !strings.Contains(e.Hint, test[2]) {
+				t.Errorf("%s: %s %s, hint %q", test[0], e.Code, e.Message, e.Hint)
+			}
+		}
+	}
+	if pgtest.Major() > 12 {
+		if e := db.Error(`select sequin.create_stream('x', '{keyless}')`); e.Code != "55000" || !strings.Contains(e.Hint, "add primary key") {
+			t.Errorf("%s %s, hint %q", e.Code, e.Message, e.Hint)
+		}
+	}
 	for _, test := range []struct {
 		sql, code, message, hint string
 	}{
 		{`select sequin.create_stream('x', '{ordres}')`, "42704", `"ordres"`, `"orders"`},
 		{`select sequin.create_stream('x', '{or}')`, "42704", `stream "x": table "or"`, `"orders"`},
+		{`select sequin.create_stream('x', '{public.ordres}')`, "42704", `"public.ordres"`, `"public.orders"`},
+		{`select sequin.create_stream('x', '{nosuch.orders}')`, "42704", `"nosuch.orders"`, `"orders"`},
 		{`select sequin.create_stream('x', '{omens}')`, "42704", `"omens"`, "search_path"},
 		{`select sequin.create_stream('x', array[''])`, "22023", `stream "x": ""`, "quote"},
 		{`select sequin.create_stream('x', array['""'])`, "22023", "is not a table's name", "quote"},
@@ -230,7 +253,7 @@ func TestErrors(t *testing.T) {
 		}
 	}
 	// None of it left anything behind.
-	if n := pgtest.Value[int](db, `select count(*) from sequin.streams`) + pgtest.Value[int](db, `select count(*) from sequin.consumers`); n != 2 {
+	if n := pgtest.Value[int](db, `select count(*) from sequin.streams`) + pgtest.Value[int](db, `select count(*) from sequin.consumers`); n != 3 {
 		t.Errorf("%d streams and consumers", n)
 	}
 }

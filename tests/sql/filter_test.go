@@ -185,6 +185,19 @@ func TestFilterRowErrors(t *testing.T) {
 	if n := pgtest.Value[int](f.DB, `select sequin.redrive('c')`); n != 0 {
 		t.Errorf("redrive counts %d, want 0", n)
 	}
+	// Nor does a republish stop at them, of messages or of rows.
+	f.Exec(`insert into item values (1, 1, '1'), (7, 0, '7'), (8, 1, '8')`)
+	f.republish(`select seq from sequin.messages where stream = 's' and seq <= `+fmt.Sprint(seqs[2]), 1)
+	f.republish(`select * from item where id in (7, 8)`, 1)
+	if keys := keys(f.pop(`'c', 10`)); keys != "1 8" {
+		t.Errorf("rows %s came again", keys)
+	}
+	if got := pgtest.Column[string](f.DB, `delete from sequin.dead_letter where record_pk = '7' returning error`); !slices.Equal(got, []string{"filter: division by zero"}) {
+		t.Errorf("the error of a row that was republished: %v", got)
+	}
+	if got := pgtest.Column[string](f.DB, `select format('%s %s %s %s', seq, deliver_count, error, record ->> 'note') from sequin.dead_letters order by seq`); !slices.Equal(got, want) {
+		t.Errorf("dead letters: %v, want %v", got, want)
+	}
 	f.alter(`filter => 'new.grp = 0 or new.grp = 7'`)
 	if n := pgtest.Value[int](f.DB, `select sequin.redrive('c')`); n != 1 {
 		t.Errorf("redrive counts %d, want 1", n)

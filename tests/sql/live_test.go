@@ -3,6 +3,8 @@ package sql
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -111,4 +113,48 @@ func (f *fixture) notices(sql string) []*pgconn.Notice {
 		f.Fatalf("%s: %v", sql, err)
 	}
 	return notices
+}
+
+// What a transaction has written to a table before it makes the first stream of it cannot be captured, and it is told so.
+func TestWrittenBefore(t *testing.T) {
+	f := bridged(t)
+	told := func(sql string) bool {
+		t.Helper()
+		return slices.ContainsFunc(f.notices(sql), func(n *pgconn.Notice) bool { return strings.Contains(n.Message, "is not captured") && n.Hint != "" })
+	}
+	if !told(`begin; create table seed (id int primary key); insert into seed values (1); select sequin.create_stream('seed', '{seed}'); commit`) {
+		t.Error("nobody is told that row 1 is not captured")
+	}
+	if told(`begin; insert into seed values (2); select sequin.create_stream('again', '{seed}'); create table more (id int primary key);
+		select sequin.create_stream('more', '{more}'); insert into more values (1); commit`) {
+		t.Error("what is captured is said not to be")
+	}
+}
+
+// A row is called the same wherever it comes from, where its replica identity is another index than the primary key.
+func TestIdentityOfAnIndex(t *testing.T) {
+	f := bridged(t)
+	f.Exec(`create table coded (id int primary key, code text not null unique, v int); alter table coded replica identity using index coded_code_key;
+		create table pairs (id int primary key, b text not null, a int not null, unique (a, b)); alter table pairs replica identity using index pairs_a_b_key`)
+	f.Exec(`insert into coded values (1, 'old', 1); insert into pairs values (1, 'old', 1)`)
+	for table, pks := range map[string][2]string{"coded": {"old", "new"}, "pairs": {"old,1", "new,2"}} {
+		f.Exec(`select sequin.create_stream($1, array[$1]), sequin.create_consumer($1, $1, group_by => null)`, table)
+		f.Exec(`insert into ` + table + ` values (2, 'new', 2)`)
+		got := pgtest.Column[string](f.DB, `select record_pk from sequin.receive($1, 10, '10 s')`, table)
+		if !slices.Equal(got, []string{pks[1]}) {
+			t.Fatalf("%s: received %q", table, got)
+		}
+		// It is out: nothing else of the row is handed out beside it.
+		if n := pgtest.Value[int](f.DB, `select sequin.republish($1, $2)`, table, "select * from "+table); n != 2 {
+			t.Errorf("%s: %d rows come again", table, n)
+		}
+		got = pgtest.Column[string](f.DB, `select record_pk from sequin.receive($1, 10)`, table)
+		if !slices.Equal(got, []string{pks[0]}) {
+			t.Errorf("%s: received %q beside what is out", table, got)
+		}
+		got = pgtest.Column[string](f.DB, `select record_pk from sequin.sync($1)`, table)
+		if !slices.Equal(got, pks[:]) {
+			t.Errorf("%s: sync has %q", table, got)
+		}
+	}
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"sequin/tests/pgtest"
 )
 
 // Who listens on "sequin.<consumer>" hears when there is something: new, or back after a nack or an expiry. Of a
@@ -66,5 +68,20 @@ func TestNotify(t *testing.T) {
 	f.call("nack", ids(again), int64(len(again)), "'1 s'")
 	if !hears(listen("c"), 10*time.Second) {
 		t.Error("no notification of what was nacked")
+	}
+	// And of what is put back by hand, or was kept back.
+	f.Exec(`select sequin.create_consumer('d', 's', max_deliver => 1)`)
+	f.Exec(`insert into item values (-2, 1, 'a')`)
+	dead := pgtest.Column[int64](f.DB, `select ack_id from sequin.receive('d', 1, '10 s')`)
+	f.Exec(`select sequin.nack('d', $1)`, dead)
+	conn = listen("d")
+	f.Exec(`select sequin.redrive('d')`)
+	if !hears(conn, 10*time.Second) {
+		t.Error("no notification of what was redriven")
+	}
+	conn = listen("paused")
+	f.Exec(`select sequin.resume_consumer('paused')`)
+	if !hears(conn, 10*time.Second) {
+		t.Error("no notification of what waited for a pause to end")
 	}
 }

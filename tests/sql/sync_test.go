@@ -41,7 +41,7 @@ func TestSyncKeyAltered(t *testing.T) {
 		"":          `add more int`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := setup(t, "rows")
+			f := bridged(t)
 			f.Exec(`create table kept (id text collate "C" primary key, other int not null); insert into kept select n, 20 - n from generate_series(1, 12) n`)
 			f.Exec(`select sequin.create_stream('kept', '{kept}')`)
 			cursor := pgtest.Value[string](f.DB, `select (array_agg(cursor))[3] from sequin.sync('kept', null, 3)`)
