@@ -29,7 +29,11 @@ with recursive rel as (
            else false
          end as has_identity,
          c.relreplident = 'f' and exists (
-           select from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped) as is_virtual
+           select from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped) as is_virtual,
+         exists (
+           select from pg_catalog.pg_index i
+           join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = any (i.indkey) and a.attgenerated <> ''
+           where i.indrelid = c.oid and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end) as is_made
   from down d
   join pg_catalog.pg_class c on c.oid = d.oid
   join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -68,7 +72,16 @@ left join lateral (
        '%s has replica identity full and a virtual generated column: its updates and deletes would fail once published',
        (select l.title from leaf l where l.is_virtual order by l.oid limit 1)),
      pg_catalog.format('On the source: alter table %s replica identity default;',
-       (select l.title from leaf l where l.is_virtual order by l.oid limit 1)))
+       (select l.title from leaf l where l.is_virtual order by l.oid limit 1))),
+    (9, r.version < 180000 and exists (select from leaf l where l.is_made), pg_catalog.format(
+       'the key of %s has a generated column, which PostgreSQL %s does not send: its rows would have no name',
+       (select l.title from leaf l where l.is_made order by l.oid limit 1), pg_catalog.current_setting('server_version')),
+     pg_catalog.format('On the source: alter table %s replica identity full;',
+       (select l.title from leaf l where l.is_made order by l.oid limit 1))),
+    (10, r.relkind = 'p' and not exists (select from pg_catalog.pg_index i where i.indrelid = r.oid and i.indisprimary), pg_catalog.format(
+       '%s is partitioned and has no primary key: updates and deletes in a partition that is added later would fail, as it is published '
+       'with the others', r.title),
+     pg_catalog.format('On the source: alter table %s add primary key (…);', r.title))
   ) v(place, is_so, problem, hint)
   where v.is_so
   order by v.place

@@ -218,6 +218,14 @@ func TestValues(t *testing.T) {
 	create(home, "part", "{part_1}", "")
 	awaitStream(t, home, "parts", "active")
 	awaitStream(t, home, "part", "error: public.part_1 is a partition")
+	far.Exec(`create table keyless (id int) partition by range (id); alter table keyless replica identity full`)
+	create(home, "keyless", "{keyless}", "")
+	awaitStream(t, home, "keyless", "error: public.keyless is partitioned and has no primary key")
+	if far.Major() < 18 {
+		far.Exec(`create table made (a int, k int generated always as (a * 2) stored primary key)`)
+		create(home, "made", "{made}", "")
+		awaitStream(t, home, "made", "error: the key of public.made has a generated column")
+	}
 	far.Exec(`insert into parts values (1)`)
 	awaitMessages(t, home, `select table_name || ' ' || record_pk from sequin.messages where stream = 'parts'`, "parts 1")
 }
