@@ -16,6 +16,7 @@ import (
 var mayImport = map[string][]string{
 	"sequin/sql":              {},
 	"sequin/migrations":       {},
+	"sequin/bridge/address":   {},
 	"sequin/bridge/cause":     {},
 	"sequin/bridge/quote":     {},
 	"sequin/bridge/wal":       {},
@@ -23,7 +24,7 @@ var mayImport = map[string][]string{
 	"sequin/bridge/pinned":    {},
 	"sequin/bridge/slot":      {"sequin/bridge/pinned", "sequin/bridge/quote"},
 	"sequin/bridge/changelog": {"sequin/bridge/wal"},
-	"sequin/bridge/source":    {"sequin/bridge/pinned", "sequin/bridge/quote"},
+	"sequin/bridge/source":    {"sequin/bridge/address", "sequin/bridge/pinned", "sequin/bridge/quote"},
 	"sequin/bridge/upkeep":    {},
 	"sequin/bridge/schema":    {"sequin/bridge/quote", "sequin/migrations", "sequin/sql"},
 	"sequin/bridge/capture": {
@@ -32,13 +33,13 @@ var mayImport = map[string][]string{
 	},
 	"sequin/bridge/backfill": {"sequin/bridge/changelog", "sequin/bridge/pinned", "sequin/bridge/quote", "sequin/bridge/wal"},
 	"sequin/bridge": {
-		"sequin/bridge/backfill", "sequin/bridge/capture", "sequin/bridge/changelog", "sequin/bridge/pinned",
+		"sequin/bridge/address", "sequin/bridge/backfill", "sequin/bridge/capture", "sequin/bridge/changelog", "sequin/bridge/pinned",
 		"sequin/bridge/schema", "sequin/bridge/source", "sequin/bridge/upkeep",
 	},
 	"sequin/bridge/doctor": {"sequin/bridge/cause", "sequin/bridge/quote", "sequin/bridge/schema", "sequin/bridge/slot"},
 	"sequin/bridge/dev":    {"sequin/bridge", "sequin/bridge/localpg", "sequin/bridge/schema"},
 	"sequin/cmd/sequin": {
-		"sequin/bridge", "sequin/bridge/cause", "sequin/bridge/dev", "sequin/bridge/doctor", "sequin/bridge/localpg", "sequin/bridge/schema",
+		"sequin/bridge", "sequin/bridge/address", "sequin/bridge/cause", "sequin/bridge/dev", "sequin/bridge/doctor", "sequin/bridge/localpg", "sequin/bridge/schema",
 	},
 }
 
