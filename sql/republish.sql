@@ -402,7 +402,8 @@ query     one SELECT, run with the caller''s own rights, which returns seq (of s
   select sequin.republish(''mailer'', ''select * from orders where customer_id = 7'');
   select sequin.republish(''mailer'', $$select seq from sequin.messages where stream = ''orders'' and committed_at > now() - interval ''1 hour''$$);
 
-Returns how many messages. One that is out, or that the consumer has still to get, counts, and is not doubled. What the
+Returns how many messages. One that is out, or that the consumer has still to get, counts, and is not doubled; of a row that
+the log has not, each call makes one. What the
 consumer''s actions and filter leave out it does not get this way either, and what its filter or transform fails on is a dead
 letter. Waits for workers that are receiving.
 
