@@ -102,7 +102,8 @@ begin
   from (
     select n.lane, array_agg(distinct n.group_hash) as groups
     from unnest(v_lanes, v_groups) n(lane, group_hash)
-    group by n.lane) n;
+    group by n.lane
+    order by n.lane) n;
   return cardinality(v_mine);
 end $$;
 

@@ -57,5 +57,5 @@ consumer''s goes. One that comes again anyway, after a rewind, does not come twi
 consumer  whose
 seqs      which; default: all of them
 
-Returns how many. Errors: 42704 unknown consumer, 42501 no right to read its stream, 25006 read only transaction or replica, 55000 the filter or transform
-cannot be evaluated as it is.';
+Returns how many. Errors: 42704 unknown consumer, 42501 no right to read its stream, 25006 read only transaction or replica,
+55000 the filter or transform cannot be evaluated as it is.';

@@ -495,7 +495,8 @@ as $$
     select d.lane, array_agg(distinct d.group_hash) as groups
     from sequin.delivery d
     where d.consumer_id = c.id and d.due_at = 'epoch'
-    group by d.lane) n
+    group by d.lane
+    order by d.lane) n
 $$;
 
 -- Gives a tracked message up: it is a dead letter, and its group goes on. The caller holds its lane's lock, and its row.

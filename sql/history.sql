@@ -264,9 +264,9 @@ filter    only rows that this lets through: an SQL boolean over new, as create_c
           One that it fails on ends the backfill, which says so. The consumer''s own filter chooses among the rest
 
 Returns the id of the backfill. A second one of the same consumer waits for the first.
-Errors: 42704 unknown consumer, 42501 no right to read its stream, 22023 from_row is no value of that column, 42601, 42703, 42804 a filter that is none, 55000
-a table that was dropped, or has no primary key or sort column any more. What of these only another database can tell,
-sequin.backfills says.';
+Errors: 42704 unknown consumer, 42501 no right to read its stream, 22023 from_row is no value of that column, 42601, 42703,
+42804 a filter that is none, 55000 a table that was dropped, or has no primary key or sort column any more. What of these
+only another database can tell, sequin.backfills says.';
 
 create or replace function sequin.cancel_backfill(id bigint)
 returns boolean

@@ -143,7 +143,7 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
   select string_agg(format('%I %s', n.name, t.type), ', ' order by n.place)
-  from unnest(sequin._identity_columns(source_table.id)) with ordinality n(name, place)
+  from unnest(source_table.key_columns) with ordinality n(name, place)
   cross join lateral sequin._column_type(source_table.relation_oid, n.name) t
 $$;
 
@@ -177,9 +177,9 @@ begin
        join %2$s t on %3$s
        cross join lateral (select %4$s) r) r
      cross join lateral (select sequin._group_of($3, sequin._key_hash($4.id, r.record_pk), r.record) as group_hash) g',
-    sequin._record_pk_sql(sequin._identity_columns(source_table.id)), sequin._rows_sql(source_table.relation_oid),
+    sequin._record_pk_sql(source_table.key_columns), sequin._rows_sql(source_table.relation_oid),
     (select string_agg(format('t.%1$I operator(%2$I.=) k.%1$I', n.name, t.operators), ' and ')
-     from unnest(sequin._identity_columns(source_table.id)) n(name)
+     from unnest(source_table.key_columns) n(name)
      cross join lateral sequin._column_type(source_table.relation_oid, n.name) t),
     sequin._record_sql(source_table.relation_oid), sequin._key_types(source_table))
   using c.id, v_base, c, source_table, keys;
@@ -295,15 +295,17 @@ begin
           v_stream.name);
     end if;
     perform sequin._require_select(v_table.relation_oid);
+    -- By what the log calls its rows.
+    v_table.key_columns := sequin._identity_columns(v_table.id);
     begin
       execute format('select array_agg(distinct %s) from unnest($1) k(v) cross join lateral jsonb_to_record(k.v) as t (%s)',
-          sequin._record_pk_sql(sequin._identity_columns(v_table.id)), sequin._key_types(v_table))
+          sequin._record_pk_sql(v_table.key_columns), sequin._key_types(v_table))
         into v_keys using rows;
     exception when data_exception or check_violation or not_null_violation then
       raise invalid_parameter_value using
         message = format('consumer "%s": the query returns what is no key of %I.%I: %s', consumer, v_table.schema_name,
           v_table.table_name, sqlerrm),
-        hint = format('Its key is %s: select * from %I.%I where …;', array_to_string(sequin._identity_columns(v_table.id), ', '),
+        hint = format('Its key is %s: select * from %I.%I where …;', array_to_string(v_table.key_columns, ', '),
           v_table.schema_name, v_table.table_name);
     end;
     -- Whatever the log brings of a row from here on, no worker has had.
@@ -403,9 +405,8 @@ query     one SELECT, run with the caller''s own rights, which returns seq (of s
   select sequin.republish(''mailer'', $$select seq from sequin.messages where stream = ''orders'' and committed_at > now() - interval ''1 hour''$$);
 
 Returns how many messages. One that is out, or that the consumer has still to get, counts, and is not doubled; of a row that
-the log has not, each call makes one. What the
-consumer''s actions and filter leave out it does not get this way either, and what its filter or transform fails on is a dead
-letter. Waits for workers that are receiving.
+the log has not, each call makes one. What the consumer''s actions and filter leave out it does not get this way either, and
+what its filter or transform fails on is a dead letter. Waits for workers that are receiving.
 
 Errors: 42704 unknown consumer, 22023 not one SELECT, neither seq nor the key of one table among its columns, a seq that the
 stream''s log has not; 42501 no SELECT on the table, 55000 the consumer has not begun, or the table was dropped, 25006 read

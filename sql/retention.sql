@@ -26,9 +26,9 @@ comment on function sequin.set_retention(interval, bigint) is
 'How long the change log is kept. Default: one day, and no limit of size.
 
 keep       at least so long (0 to 1000 years), and until the slowest consumer is past it
-max_bytes  at most so much (16777216, 16 MB, or more), whoever still needs it: a consumer that loses messages by it has the gap on record, an error
-           in health(), and goes on after it; null: no limit. Each call sets both: one that leaves max_bytes out takes away
-           the limit that was set before
+max_bytes  at most so much (16777216, 16 MB, or more), whoever still needs it: a consumer that loses messages by it has the
+           gap on record, an error in health(), and goes on after it; null: no limit. Each call sets both: one that leaves
+           max_bytes out takes away the limit that was set before
 
 Returns set or unchanged. Space comes back a segment at a time, while a bridge runs. Errors: 22023 bad argument.';
 

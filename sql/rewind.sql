@@ -107,7 +107,8 @@ begin
   if to_seq < v_oldest or to_time < v_oldest_at then
     raise invalid_parameter_value using
       message = format('consumer "%s": %s is older than the log is kept: ', c.name, coalesce('seq ' || to_seq, to_time::text))
-        || coalesce(format('the oldest message is seq %s, of %s', v_first, v_first_at), format('it begins at %s, and has no message yet', v_oldest_at)),
+        || case when v_first is null then format('it begins at %s, and has no message of its stream yet', v_oldest_at)
+                else format('the oldest message is seq %s, of %s', v_first, v_first_at) end,
       hint = format('Go back in the table instead: select sequin.rewind(%L, to_row => …); or deliver its rows beside what '
         'goes on: select sequin.backfill(%L);', c.name, c.name);
   elsif to_seq > v_head then
@@ -354,5 +355,5 @@ to_row    goes back in the tables instead: first come the rows whose sort_column
           bridge reads the rows: see sequin.backfills
 
 Returns rewound. Errors: 42704 unknown consumer, 42501 no right to read its stream, 22023 not exactly one target, one that
-the log does not reach (the message names the oldest there is), or no value of that column; 55000 nothing is in the log yet, or a table without a
-primary key; 25006 read only transaction or replica.';
+the log does not reach (the message names the oldest there is), or no value of that column; 55000 nothing is in the log yet,
+or a table without a primary key; 25006 read only transaction or replica.';

@@ -498,6 +498,6 @@ have changed since then are not among them: they come as changes. No rows: there
 cursor.
 
 Needs SELECT on the stream''s tables. Errors: 42704 unknown stream, 22023 bad argument, or not a cursor of this stream,
-42501 no right, 55000 the cursor is older than the log is kept, or the key was altered (start again with null), the replica is behind it, a table
-has no key, all were dropped (and the log has no more of them), or no bridge has run; 40001 try again: the log is behind
-the tables; 0A000 a stream of another database.';
+42501 no right, 55000 the cursor is older than the log is kept, or the key was altered (start again with null), the replica
+is behind it, a table has no key, all were dropped (and the log has no more of them), or no bridge has run; 40001 try again:
+the log is behind the tables; 0A000 a stream of another database.';

@@ -56,7 +56,6 @@ type chunk struct {
 	rows   []wal.Tuple
 	doubts []int // places of rows that may have changed since the cut
 	last   []*string
-	order  string // what last is in
 	at     time.Time
 	lsn    pglogrepl.LSN // the server had written so far when they were read
 }
@@ -231,7 +230,6 @@ func (r *run) readChunk(ctx context.Context, place int32, p *part) (_ *chunk, is
 		}
 		p.order = order
 	}
-	c.order = p.order
 	doubt, err := r.doubt(ctx)
 	if err != nil {
 		return nil, false, err
@@ -462,7 +460,7 @@ func (w *writer) write(ctx context.Context, c *chunk) error {
 	}
 	committing := time.Now()
 	err = tx.QueryRow(ctx, `select sequin.bridge_backfill_step($1, $2, $3, $4, $5, $6, $7, $8)`,
-		w.ID, w.Step, c.place, c.last, c.order, seq, w.RowsDone+int64(len(c.rows)), seq-began).Scan(&w.Step)
+		w.ID, w.Step, c.place, c.last, c.table.orderText(), seq, w.RowsDone+int64(len(c.rows)), seq-began).Scan(&w.Step)
 	if err != nil {
 		return w.ended(fmt.Errorf("write step: %w", err))
 	}

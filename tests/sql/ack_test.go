@@ -239,13 +239,7 @@ func TestBackingOffIsNotRead(t *testing.T) {
 	const count = 1000
 	f := setup(t, "changes")
 	f.consumer("c")
-	f.write(inserts(upto(count)...)...)
-	var got []message
-	pgtest.Eventually(t, 30*time.Second, func() error {
-		got = append(got, f.receive(`'c', 1000`)...)
-		return want(len(got), count)
-	})
-	f.call("nack", ids(got), count, "delay => '1 hour'")
+	f.backOff(count)
 	f.write(inserts(count + 1)...)
 	conn := f.Connect()
 	const most = 100

@@ -326,3 +326,21 @@ func want(got, want int) error {
 	}
 	return nil
 }
+
+// backOff writes a message each of so many keys, and has all of them back off for an hour.
+func (f *fixture) backOff(count int) {
+	f.Helper()
+	f.write(inserts(upto(count)...)...)
+	var got []message
+	pgtest.Eventually(f.TB, 30*time.Second, func() error {
+		got = append(got, f.receive(`'c', 1000`)...)
+		return want(len(got), count)
+	})
+	f.call("nack", ids(got), int64(count), "delay => '1 hour'")
+}
+
+// segments are the tables that the log is in.
+func (f *fixture) segments() []string {
+	f.Helper()
+	return pgtest.Column[string](f.DB, `select relname::text from pg_class where oid in (select inhrelid from pg_inherits where inhparent = 'sequin.log'::regclass)`)
+}

@@ -163,6 +163,7 @@ func TestRewindToTime(t *testing.T) {
 func TestRewindErrors(t *testing.T) {
 	f := setup(t, "changes")
 	f.consumer("c")
+	f.Exec(`select sequin.create_stream('quiet', '{other}'), sequin.create_consumer('quiet', 'quiet')`)
 	all := f.write(inserts(1, 2, 3)...)
 	for _, test := range []struct{ args, code, message, hint string }{
 		{`'c'`, "22023", "one target", "to_seq"},
@@ -173,6 +174,7 @@ func TestRewindErrors(t *testing.T) {
 		{`'c', to_time => now() + interval '1 minute'`, "22023", "not come", "to_time"},
 		{`'c', to_row => 'one'`, "22023", "integer", "id"},
 		{`'d', to_seq => 1`, "42704", `"d"`, `"c"`},
+		{`'quiet', to_time => '2001-01-01'`, "22023", "has no message of its stream yet", "sequin.rewind('quiet', to_row"},
 	} {
 		e := f.Error(`select sequin.rewind(` + test.args + `)`)
 		if e.Code != test.code || !strings.Contains(e.Message, test.message) || !strings.Contains(e.Hint, test.hint) {

@@ -2,7 +2,6 @@ package sql
 
 import (
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -16,20 +15,14 @@ func TestStandingReadsLittle(t *testing.T) {
 			const count = 500
 			f := setup(t, "changes")
 			f.consumer("c", options)
-			f.write(inserts(upto(count)...)...)
-			var got []message
-			pgtest.Eventually(t, 30*time.Second, func() error {
-				got = append(got, f.receive(`'c', 1000`)...)
-				return want(len(got), count)
-			})
-			f.call("nack", ids(got), count, "delay => '1 hour'")
+			f.backOff(count)
 			for range 20 {
 				f.write(inserts(upto(2 * count)...)...)
 			}
 			for got := f.receive(`'c', 10000`); len(got) > 0; got = f.receive(`'c', 10000`) {
 				f.call("ack", ids(got), int64(len(got)))
 			}
-			log := pgtest.Column[string](f.DB, `select relname::text from pg_class where oid in (select inhrelid from pg_inherits where inhparent = 'sequin.log'::regclass)`)
+			log := f.segments()
 			f.reads(f.Connect(), "consumer_status", count, func(tx pgx.Tx) {
 				var pending, oldest int64
 				if err := tx.QueryRow(t.Context(), `select pending, oldest_unacked_seq from sequin.consumer_status`).Scan(&pending, &oldest); err != nil {
