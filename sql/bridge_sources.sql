@@ -299,7 +299,8 @@ comment on function sequin.bridge_far_relation(int, bigint, text, text, text[], 
 'For the bridge: a streamed relation of another source has these names now; column_names is null where it has been dropped
 since. Returns the columns that name its rows.';
 
--- Where another source's server and slot stand. Little is not worth a write, which may be on that very server.
+-- Where a source's server and slot stand. Little is not worth a write, which may be on that very server. What is not confirmed
+-- yet is kept: it tells how long that has been so.
 create or replace function sequin.bridge_sample_source(source_id int, current_lsn text, confirmed_lsn text, restart_lsn text)
 returns boolean
 language plpgsql
@@ -318,12 +319,13 @@ begin
   insert into sequin.source_sample (source_id, current_lsn, confirmed_lsn, restart_lsn)
   values (source_id, current_lsn::pg_lsn, confirmed_lsn::pg_lsn, restart_lsn::pg_lsn);
   delete from sequin.source_sample n
-  where n.source_id = bridge_sample_source.source_id and n.sampled_at < clock_timestamp() - interval '5 minutes'
-    and n.sampled_at <= v_last.sampled_at;
+  where n.source_id = bridge_sample_source.source_id and n.sampled_at <= v_last.sampled_at
+    and (n.current_lsn <= bridge_sample_source.confirmed_lsn::pg_lsn and n.sampled_at < clock_timestamp() - interval '5 minutes'
+         or n.current_lsn > bridge_sample_source.current_lsn::pg_lsn); -- of a server that is no more
   return true;
 end $$;
 comment on function sequin.bridge_sample_source(int, text, text, text) is
-'For the bridge, every few seconds: where the write-ahead log of another source is, and its slot.';
+'For the bridge, every few seconds: where the write-ahead log of a source is, and its slot. Returns whether that was worth noting.';
 
 -- Forgets a source that was dropped, once what it had on the source is gone, or given up. A lock that is not had at once
 -- is not waited for: false, and to be called again.

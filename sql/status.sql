@@ -94,13 +94,21 @@ select s.name,
             when s.conninfo is not null and s.slot_name is not null then 'capturing' when r.slot_name is null then 'no slot'
             else 'no bridge' end as state,
        p.applied_lsn::text as applied_lsn,
-       coalesce(r.confirmed_flush_lsn, n.confirmed_lsn)::text as confirmed_lsn,
+       case when s.conninfo is null then r.confirmed_flush_lsn else n.confirmed_lsn end::text as confirmed_lsn,
        case when s.conninfo is not null then pg_wal_lsn_diff(n.current_lsn, n.confirmed_lsn)::bigint
             when not pg_is_in_recovery() then pg_wal_lsn_diff(pg_current_wal_lsn(), r.confirmed_flush_lsn)::bigint end as lag_bytes,
        case when s.conninfo is not null then pg_wal_lsn_diff(n.current_lsn, n.restart_lsn)::bigint
             when not pg_is_in_recovery() then pg_wal_lsn_diff(pg_current_wal_lsn(), r.restart_lsn)::bigint end as retained_bytes,
        p.last_seq, p.written_at as last_change_at,
-       g.segment_count, g.log_bytes, g.oldest_seq
+       g.segment_count, g.log_bytes, g.oldest_seq,
+       case when s.conninfo is null and pg_is_in_recovery() or n.sampled_at is null then null
+            when s.conninfo is null and pg_current_wal_lsn() = r.confirmed_flush_lsn then 0
+            -- Who confirms is there: as old as the oldest place that was noted and is not confirmed.
+            when case when s.conninfo is null then r.active else sequin._is_served(s.id) end then coalesce((
+              select extract(epoch from clock_timestamp() - min(m.sampled_at))
+              from sequin.source_sample m
+              where m.source_id = s.id and m.current_lsn > case when s.conninfo is null then r.confirmed_flush_lsn else n.confirmed_lsn end), 0)
+            else extract(epoch from clock_timestamp() - greatest(n.sampled_at, p.written_at)) end::float8 as lag_seconds
 from sequin.source s
 left join lateral (
   select * from sequin.progress p where p.source_id = s.id order by p.step desc limit 1) p on true
@@ -112,8 +120,9 @@ left join lateral (
   from sequin.log_segment g where g.source_id = s.id) g on true
 where s.dropped_at is null;
 comment on view sequin.source_status is
-'How far capture is: lag_bytes is the WAL it has not confirmed yet, retained_bytes the WAL the slot holds on to, log_bytes
-what the kept log takes. Of another source than this database the first two are as the bridge last saw them.';
+'How far capture is: lag_bytes is the WAL it has not confirmed yet, lag_seconds how old that is (to ten seconds; where no bridge
+is at work, since one is last known to have been), retained_bytes the WAL the slot holds on to, log_bytes what the kept log
+takes. Of another source than this database the two in bytes are as the bridge last saw them.';
 
 create or replace view sequin.consumer_status as
 select c.name, s.name as stream,

@@ -238,6 +238,10 @@ begin
   delete from sequin.consumer_sample m where m.sampled_at < clock_timestamp() - interval '5 minutes'
     and exists (
       select from sequin.consumer_sample n where n.consumer_id = m.consumer_id and n.sampled_at > m.sampled_at);
+  perform sequin.bridge_sample_source(s.id, pg_current_wal_lsn()::text, r.confirmed_flush_lsn::text, r.restart_lsn::text)
+  from sequin.source s
+  join pg_replication_slots r on r.slot_name = s.slot_name
+  where s.conninfo is null and ($1 is null or s.id = $1);
   -- One id after another: their rows are not looked through.
   if not pg_try_advisory_xact_lock(hashtextextended('sequin.bridge_sample', 7190235)) then
     return v_count; -- for another source just now
@@ -261,4 +265,5 @@ begin
   return v_count;
 end $$;
 comment on function sequin.bridge_sample(int) is
-'For the bridge, every ten seconds: samples counters for deliveries_per_minute. Returns how many consumers moved.';
+'For the bridge, every ten seconds: samples counters for deliveries_per_minute, and where the slot of this database is. Returns
+how many consumers moved.';
