@@ -340,6 +340,10 @@ begin
   if not exists (select from sequin.source s where s.id = $1 and s.dropped_at is not null) then
     return true;
   end if;
+  perform sequin._drop_drafts(source_id, '0');
+  if exists (select from sequin.log_draft d where d.source_id = $1) then
+    return false;
+  end if;
   perform sequin._drop_segment(g.id) from sequin.log_segment g where g.source_id = $1;
   delete from sequin.tally y using sequin.source_table t where t.source_id = $1 and y.route_id = t.id;
   delete from sequin.gap g where g.source_id = $1;

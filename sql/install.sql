@@ -22,6 +22,7 @@ names.sql
 types.sql
 lanes.sql
 segments.sql
+drafts.sql
 publication.sql
 sources.sql
 streams.sql

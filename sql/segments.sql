@@ -10,15 +10,28 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_id int := nextval('sequin.log_segment_id');
+begin
+  execute format('create table sequin.%I (like sequin.log including defaults)', 'log_' || v_id);
+  perform sequin._attach_segment(source_id, v_id);
+  return v_id;
+end $$;
+
+-- Has the log go on in a table that is there, and makes the feeds' beside it. Segments first, then the log: so are they locked
+-- by all who do.
+create or replace function sequin._attach_segment(source_id int, id int)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
   v_parent text;
 begin
+  insert into sequin.log_segment (id, source_id) values (id, source_id);
+  execute format('create table sequin.%I (like sequin.feed including defaults)', 'feed_' || id);
   foreach v_parent in array '{log,feed}'::text[] loop
-    execute format('create table sequin.%I (like sequin.%I including defaults)', v_parent || '_' || v_id, v_parent);
     execute format('alter table sequin.%I attach partition sequin.%I for values from (%s) to (%s)',
-      v_parent, v_parent || '_' || v_id, v_id::bigint << 32, (v_id + 1)::bigint << 32);
+      v_parent, v_parent || '_' || id, id::bigint << 32, (id::bigint + 1) << 32);
   end loop;
-  insert into sequin.log_segment (id, source_id) values (v_id, source_id);
-  return v_id;
 end $$;
 
 -- Takes note of segments that were made since this transaction began. One that has the log locked already plans with the

@@ -257,6 +257,11 @@ func (r *reader) message(ctx context.Context, data []byte) error {
 	if r.isSkip {
 		return nil
 	}
+	if r.encoder.IsLarge() {
+		if err := r.draft(ctx); err != nil {
+			return err
+		}
+	}
 	switch m := m.(type) {
 	case *wal.Insert:
 		if t := r.tables[m.RelationOID]; t != nil {
@@ -281,6 +286,18 @@ func (r *reader) message(ctx context.Context, data []byte) error {
 		return err
 	}
 	r.queue.Spill(r.encoder)
+	return nil
+}
+
+// draft has a large transaction go on in a segment of its own, where the log may have one.
+func (r *reader) draft(ctx context.Context) error {
+	var segment *int32
+	if err := r.home.QueryRow(ctx, `select sequin.bridge_draft($1, $2)`, r.sourceID, r.encoder.Segment()).Scan(&segment); err != nil {
+		return fmt.Errorf("make a segment for a large transaction: %w", err)
+	}
+	if segment != nil {
+		r.encoder.Draft(*segment)
+	}
 	return nil
 }
 

@@ -9,6 +9,9 @@
 // multi-row inserts, and binary saved the server an escape pass over each record. The begin, the COPY, its rows, the
 // progress and the commit are sent without waiting for an answer in between: one round trip a batch.
 //
+// A transaction that has become large goes on in a draft: a table that is not a part of the log yet, and has no indexes
+// before all its rows are in it. See sql/drafts.sql for what that is worth.
+//
 // A commit that follows another within 200 ms is not waited for until it is on disk, as PostgreSQL's own subscriptions
 // do by default. What is then lost in a crash of the server is not lost to the log: the slot is confirmed only as far
 // as is on disk, and whatever a reader made of the rows is in a commit after theirs, and lost with them.

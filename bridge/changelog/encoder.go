@@ -3,6 +3,7 @@ package changelog
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -23,6 +24,7 @@ const laneCount = 64
 // Encoder makes changes rows of the log. It gives out seq.
 type Encoder struct {
 	rows    chunk // of the open transaction, as far as the queue does not have them yet
+	spilled int   // bytes of it that the queue has
 	seq     int64 // the last one given out
 	segment int32
 
@@ -39,10 +41,32 @@ func NewEncoder(lastSeq int64, segment int32) *Encoder {
 	return e
 }
 
-// enter goes on in another segment: between transactions.
+// enter goes on in another segment.
 func (e *Encoder) enter(segment int32) {
 	e.segment = segment
 	e.seq = max(e.seq, int64(segment)<<32)
+}
+
+// largeBytes are so many rows of a transaction that there may be many more.
+const largeBytes = 8 << 20
+
+// Segment returns the segment that rows go to.
+func (e *Encoder) Segment() int32 { return e.segment }
+
+// IsLarge tells, once in a transaction, that it has become large, and that what it has so far is with the queue: it may go on
+// in a draft.
+func (e *Encoder) IsLarge() bool {
+	if e.spilled < largeBytes {
+		return false
+	}
+	e.spilled = math.MinInt
+	return true
+}
+
+// Draft has the open transaction go on in a draft of this segment: the queue has the rest.
+func (e *Encoder) Draft(segment int32) {
+	e.enter(segment)
+	e.rows.segment = segment
 }
 
 // Begin opens a transaction. Its rows go to this segment of the log, or to the one that the last ones went to.
@@ -50,7 +74,7 @@ func (e *Encoder) Begin(b *wal.Begin, segment int32) {
 	if segment > e.segment {
 		e.enter(segment)
 	}
-	e.rows = newChunk(e.segment)
+	e.rows, e.spilled = newChunk(e.segment), 0
 	e.committedAt = b.CommitTime
 	m := append(e.metadata[:0], `{"xid":`...)
 	m = strconv.AppendUint(m, uint64(b.XID), 10)

@@ -140,6 +140,7 @@ func (q *Queue) Spill(e *Encoder) {
 	}
 	c := e.rows
 	e.rows = newChunk(c.segment)
+	e.spilled += len(c.buf)
 	q.mu.Lock()
 	q.chunks = append(q.chunks, c)
 	q.bytes += len(c.buf)

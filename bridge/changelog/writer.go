@@ -110,21 +110,25 @@ func (w *Writer) Run(ctx context.Context) error {
 var ErrCut = errors.New("the transaction was cut off")
 
 // writeBatch writes one batch: from these chunks on, up to the end of a transaction at which the queue has no more for
-// now, or the batch is large enough, or the log goes on in another segment. It returns the chunks that it left.
+// now, or the batch is large enough, or the log goes on in another segment. Where it does so in the middle of a transaction,
+// that one is a draft, which is made a part of the log at the end. It returns the chunks that it left.
 func (w *Writer) writeBatch(ctx context.Context, chunks []chunk) (rest []chunk, err error) {
 	w.beganAt = time.Now()
-	segment := chunks[0].segment
+	segment, isDraft := chunks[0].segment, false
 	w.counts = w.counts[:0]
-	w.buf = appendQuery(w.buf[:0], "begin; copy sequin.log_"+strconv.Itoa(int(segment))+" ("+copyColumns+") from stdin (format binary)")
-	w.buf = append(w.buf, 'd', 0, 0, 0, 4+19)
-	w.buf = append(w.buf, "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"...)
-	bytes := 0
+	w.buf = appendCopy(w.buf[:0], "begin; ", segment)
+	queries, bytes := 2, 0
 	var last chunk
 batch:
 	for {
-		for len(chunks) > 0 && chunks[0].segment == segment {
+		for len(chunks) > 0 && (chunks[0].segment == segment || bytes > 0 && last.endLSN == 0) {
 			c := chunks[0]
 			chunks = chunks[1:]
+			if c.segment != segment {
+				segment, isDraft = c.segment, true
+				w.buf = appendCopy(append(w.buf, copyEnd...), "", segment)
+				queries++
+			}
 			c.sort(&w.spare)
 			// Small chunks go out with what is around them.
 			if bytes += len(c.buf); len(w.buf)+len(c.buf) <= 64<<10 {
@@ -165,8 +169,11 @@ batch:
 		}
 		chunks = append(chunks, more...)
 	}
-	w.buf = append(w.buf, 'd', 0, 0, 0, 6, 0xff, 0xff, 'c', 0, 0, 0, 4)
+	w.buf = append(w.buf, copyEnd...)
 	commit, isFlush := w.commitSQL(last), time.Since(w.flushedAt) >= flushEvery
+	if isDraft {
+		commit = fmt.Sprintf("select sequin.bridge_attach_draft(%d, %d); ", w.sourceID, segment) + commit
+	}
 	if !isFlush {
 		commit = "set local synchronous_commit = off; " + commit
 	}
@@ -174,7 +181,7 @@ batch:
 	if err := w.send(w.buf); err != nil {
 		return nil, err
 	}
-	if err := w.answers(ctx, 2); err != nil {
+	if err := w.answers(ctx, queries); err != nil {
 		return nil, err
 	}
 	w.step++
@@ -235,6 +242,16 @@ func (w *Writer) flushed() {
 	w.queue.setWritten(w.unflushed)
 	w.unflushed, w.flushedAt = 0, time.Now()
 }
+
+// appendCopy appends what begins a COPY into a segment.
+func appendCopy(b []byte, before string, segment int32) []byte {
+	b = appendQuery(b, before+"copy sequin.log_"+strconv.Itoa(int(segment))+" ("+copyColumns+") from stdin (format binary)")
+	b = append(b, 'd', 0, 0, 0, 4+19)
+	return append(b, "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"...)
+}
+
+// copyEnd ends one.
+const copyEnd = "d\x00\x00\x00\x06\xff\xffc\x00\x00\x00\x04"
 
 // appendQuery appends a Query message.
 func appendQuery(b []byte, sql string) []byte {

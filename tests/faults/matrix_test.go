@@ -73,8 +73,8 @@ var moments = []struct {
 	}},
 	{"under load", func(w *world) { time.Sleep(time.Duration(w.random.IntN(300)) * time.Millisecond) }}, // a random moment is the point
 	{"in the middle of a large transaction", func(w *world) {
-		w.audit.Large(20_000)
-		time.Sleep(time.Duration(w.random.IntN(200)) * time.Millisecond) // a random moment is the point
+		w.audit.Large(40_000) // goes on in a draft
+		time.Sleep(time.Duration(w.random.IntN(500)) * time.Millisecond) // a random moment is the point
 	}},
 	{"between a commit of the log and its confirmation", func(w *world) {
 		before := w.step()
@@ -214,7 +214,7 @@ func TestFrozenBridgeIsFenced(t *testing.T) {
 	for range pgtest.Rounds(t, 1) {
 		other := pgtest.BridgeProcess(t, w.url)
 		other.AwaitLog("standing by")
-		w.audit.Large(20_000)
+		w.audit.Large(40_000)
 		_ = w.bridge.Cmd.Process.Signal(syscall.SIGSTOP)
 		other.AwaitLog("msg=capturing")
 		// The server takes a moment to end the other's.

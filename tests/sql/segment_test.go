@@ -3,6 +3,8 @@ package sql
 import (
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"sequin/tests/pgtest"
 )
 
@@ -21,5 +23,36 @@ func TestNewSegment(t *testing.T) {
 	wantSeqsInAnyOrder(t, f.receiveIn(tx, `'c', 10`), append(first[2:], second...)...)
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A large transaction gets no segment of its own where the log has another after the one it is in, which may be a
+// backfill's; nor where there are many; nor while somebody opens one.
+func TestNoDraft(t *testing.T) {
+	f := setup(t, "rows")
+	const draft = `select sequin.bridge_draft(1, (select min(id) from sequin.log_segment))`
+	if pgtest.Value[*int](f.DB, draft) == nil {
+		t.Fatal("there is none to begin with")
+	}
+	tx := f.begin(pgx.ReadCommitted)
+	f.execIn(tx, `lock table sequin.log_segment in row exclusive mode`)
+	if id := pgtest.Value[*int](f.DB, draft); id != nil {
+		t.Errorf("got %d beside somebody who opens one", *id)
+	}
+	f.end(tx.Rollback)
+	f.Exec(`select sequin._open_segment(1)`)
+	if id := pgtest.Value[*int](f.DB, draft); id != nil {
+		t.Errorf("got %d, and the log goes on before it", *id)
+	}
+	const last = `select sequin.bridge_draft(1, (select max(id) from sequin.log_segment))`
+	for n := 2; pgtest.Value[*int](f.DB, last) != nil; n++ {
+		if n > 20 {
+			t.Fatal("there is no end of them")
+		}
+		f.Exec(`select sequin._open_segment(1)`)
+	}
+	f.Exec(`select sequin._drop_drafts(1, '0')`)
+	if left := pgtest.Column[string](f.DB, `select relname from pg_class where relkind = 'r' and relname ~ '^log_\d+$' and not relispartition`); len(left) > 0 {
+		t.Errorf("left are %q", left)
 	}
 }
