@@ -73,7 +73,7 @@ var moments = []struct {
 	}},
 	{"under load", func(w *world) { time.Sleep(time.Duration(w.random.IntN(300)) * time.Millisecond) }}, // a random moment is the point
 	{"in the middle of a large transaction", func(w *world) {
-		w.audit.Large(40_000) // goes on in a draft
+		w.audit.Large(40_000)                                            // goes on in a draft
 		time.Sleep(time.Duration(w.random.IntN(500)) * time.Millisecond) // a random moment is the point
 	}},
 	{"between a commit of the log and its confirmation", func(w *world) {
