@@ -147,7 +147,7 @@ batch:
 			}
 			w.queue.drop(&c)
 			last = c
-			if last.endLSN > 0 && (bytes >= maxBatchBytes || time.Since(w.beganAt) >= maxBatchTime) {
+			if last.endLSN > 0 && (isDraft || bytes >= maxBatchBytes || time.Since(w.beganAt) >= maxBatchTime) {
 				break batch
 			}
 		}
