@@ -213,13 +213,17 @@ func randomText(random *rand.Rand) string {
 // each writer's transactions in its order.
 const auditDifference = `
 with log as (
-  select (l.metadata ->> 'xid')::bigint as xid, l.seq, sequin._action(l.action) as action, l.action as code, l.record_pk, l.record
-  from sequin.log l
-  join sequin.source_table t on t.id = l.route_id
-  join sequin.source s on s.id = t.source_id
-  where t.table_name = 'item' and s.name = $1
+  select *
+  from (
+    select (l.metadata ->> 'xid')::bigint as xid, l.seq, row_number() over (order by l.seq) as place,
+           sequin._action(l.action) as action, l.action as code, l.record_pk, l.record, t.table_name as name
+    from sequin.log l
+    join sequin.source_table t on t.id = l.route_id
+    join sequin.source s on s.id = t.source_id
+    where s.name = $1) l
+  where l.name = 'item'
 ), logged as (
-  select xid, min(seq) as seq, max(seq) - min(seq) + 1 as span, count(*) as row_count,
+  select xid, min(seq) as seq, max(place) - min(place) + 1 as span, count(*) as row_count,
          array_agg(array[action, record_pk, record::text] order by seq) filter (where code <> 'x') as changes
   from log group by xid
 ), audited as (
