@@ -35,7 +35,7 @@ var benchmarks = []benchmark{
 	{"quiet", "a receive from a quiet table beside a busy one, and beside as much work on a table that is not streamed", runQuiet},
 	{"isolation", "a consumer's rate beside one in trouble, and beside one that is well", runIsolation},
 	{"capture", "source commits to log rows, beside PostgreSQL's own logical replication into a second database", runCapture},
-	{"pipeline", "capture with a pipeline and two consumers on the table, and pgbench's own rate with pipelines on its tables, beside PostgreSQL's own logical replication of the same", runPipeline},
+	{"pipeline", "capture with a pipeline and two consumers on the table, and pgbench's own rate with pipelines on its tables and with streams alone, beside PostgreSQL's own logical replication of the same", runPipeline},
 	{"consumers", "capture with ten consumers on the stream, beside one", runConsumers},
 	{"filter", "a feed whose filter or transform is evaluated, beside one that takes every message as it is", runFilter},
 	{"latency", "from a commit to the message's arrival at a waiting worker, at 200 transactions a second", runLatency},

@@ -16,7 +16,8 @@ import (
 )
 
 // runPipeline lets the bridge catch up with the same work as PostgreSQL's own subscription, with a pipeline and two
-// consumers on the table, and measures what pgbench has left while its tables are captured in either way.
+// consumers on the table, and measures what pgbench has left while its tables are captured, with a pipeline on each and
+// without, and while a subscription takes them.
 func runPipeline(ctx context.Context, b *bench) error {
 	if err := b.runPipelineCapture(ctx); err != nil {
 		return err
@@ -26,7 +27,19 @@ func runPipeline(ctx context.Context, b *bench) error {
 		fmt.Printf("# pipeline.pgbench is left out: %v\n", err)
 		return nil
 	}
-	return b.runPipelinePgbench(ctx, pgbench)
+	for _, by := range []struct{ name, statement, isUpToDate string }{
+		{"pipeline.pgbench", "select sequin.create_pipeline('%s', '%[1]s', '%[1]s_events')", `
+			select coalesce((select sum((record ->> 'delta')::bigint) from pgbench_history_events), 0) = coalesce((select sum(delta) from pgbench_history), 0)`},
+		{"pipeline.pgbench_log", "select sequin.create_stream('%s', '{%[1]s}')", `
+			select (select count(*) from pgbench_history) = coalesce((
+			  select t.total from sequin.tally t join sequin.source_table c on c.id = t.route_id and c.table_name = 'pgbench_history'
+			  order by t.seq desc limit 1), 0)`},
+	} {
+		if err := b.runPgbench(ctx, pgbench, by.name, by.statement, by.isUpToDate); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (b *bench) runPipelineCapture(ctx context.Context) error {
@@ -85,8 +98,9 @@ func findPgbench() (string, error) {
 
 var pgbenchTables = []string{"pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"}
 
-// runPipelinePgbench measures pgbench's own rate: with a pipeline on each of its tables, and with a subscription that takes them.
-func (b *bench) runPipelinePgbench(ctx context.Context, pgbench string) error {
+// runPgbench measures pgbench's own rate: with a bridge, where a statement was run for each of its tables, and with a
+// subscription that takes them. isUpToDate asks whether the bridge has come to the end.
+func (b *bench) runPgbench(ctx context.Context, pgbench, name, statement, isUpToDate string) error {
 	scale := max(int(10*b.scale), 1)
 	fill := func(url string) error {
 		conn, err := pgx.ParseConfig(url)
@@ -113,7 +127,7 @@ func (b *bench) runPipelinePgbench(ctx context.Context, pgbench string) error {
 		return err
 	}
 	for _, table := range pgbenchTables {
-		if err := execute(ctx, captured, fmt.Sprintf("select sequin.create_pipeline('%s', '%[1]s', '%[1]s_events')", table)); err != nil {
+		if err := execute(ctx, captured, fmt.Sprintf(statement, table)); err != nil {
 			return err
 		}
 	}
@@ -146,16 +160,13 @@ func (b *bench) runPipelinePgbench(ctx context.Context, pgbench string) error {
 	}()
 
 	seconds := max(int(20*b.scale), 3)
-	return b.compare(ctx, "pipeline.pgbench", "transactions/s",
+	return b.compare(ctx, name, "transactions/s",
 		side{"sequin", func(ctx context.Context) (float64, error) {
 			p, err := b.startBridge(ctx, captured)
 			if err != nil {
 				return 0, err
 			}
-			upToDate := func() error {
-				return await(ctx, captured, `
-					select coalesce((select sum((record ->> 'delta')::bigint) from pgbench_history_events), 0) = coalesce((select sum(delta) from pgbench_history), 0)`)
-			}
+			upToDate := func() error { return await(ctx, captured, isUpToDate) }
 			if err := upToDate(); err != nil {
 				return 0, errors.Join(err, p.stop())
 			}
