@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -22,8 +21,11 @@ const (
 	flushEvery = 200 * time.Millisecond
 
 	// While there are many small transactions, batches begin so far apart, unless there is much: one costs as much as fifty
-	// rows. Where the last one had fewer than a few rows, the next begins at once.
+	// rows. And some times as far as the last one took, within limits: on a busy machine that leaves users' own work a
+	// twelfth more. Where the last one had fewer than a few rows, the next begins at once.
 	batchEvery = 2 * time.Millisecond
+	restTimes  = 4
+	maxRest    = 20 * time.Millisecond
 	fewRows    = 4
 	muchBytes  = 64 << 10
 )
@@ -51,7 +53,8 @@ type Writer struct {
 	spare     []byte // for a chunk to be sorted in
 	counts    []routeCount
 	beganAt   time.Time // the last batch
-	isBusy    bool      // it had more than a few rows
+	took      time.Duration
+	isBusy    bool // it had more than a few rows
 	flushedAt time.Time
 	unflushed pglogrepl.LSN // end of the last transaction, where its commit was not waited for; 0: it is on disk
 }
@@ -63,11 +66,7 @@ func NewWriter(conn *pgconn.PgConn, queue *Queue, sourceID int32, step int64) *W
 
 // Run writes batches until the queue ends or the context does. A batch that is not whole by then is not written.
 func (w *Writer) Run(ctx context.Context) error {
-	w.buf = appendQuery(w.buf[:0], fmt.Sprintf("select sequin.bridge_hold_bell(%d, %d)", w.sourceID, w.step))
-	if err := w.send(w.buf); err != nil {
-		return err
-	}
-	if err := w.answers(ctx, 1); err != nil {
+	if err := w.prepare(ctx); err != nil {
 		return fmt.Errorf("hold bell: %w", err)
 	}
 	for {
@@ -75,7 +74,7 @@ func (w *Writer) Run(ctx context.Context) error {
 		if w.unflushed > 0 {
 			patience = max(flushEvery-time.Since(w.flushedAt), time.Millisecond)
 		}
-		if pause := batchEvery - time.Since(w.beganAt); pause > 0 && w.isBusy && w.queue.waiting() < muchBytes {
+		if pause := max(batchEvery, min(restTimes*w.took, maxRest)) - time.Since(w.beganAt); pause > 0 && w.isBusy && w.queue.waiting() < muchBytes {
 			time.Sleep(pause)
 		}
 		chunks, horizon, err := w.queue.take(ctx, patience)
@@ -170,14 +169,12 @@ batch:
 		chunks = append(chunks, more...)
 	}
 	w.buf = append(w.buf, copyEnd...)
-	commit, isFlush := w.commitSQL(last), time.Since(w.flushedAt) >= flushEvery
 	if isDraft {
-		commit = fmt.Sprintf("select sequin.bridge_attach_draft(%d, %d); ", w.sourceID, segment) + commit
+		w.buf = appendQuery(w.buf, fmt.Sprintf("select sequin.bridge_attach_draft(%d, %d)", w.sourceID, segment))
+		queries++
 	}
-	if !isFlush {
-		commit = "set local synchronous_commit = off; " + commit
-	}
-	w.buf = appendQuery(w.buf, commit)
+	isFlush := time.Since(w.flushedAt) >= flushEvery
+	w.buf = w.appendCommit(w.buf, last, isFlush)
 	if err := w.send(w.buf); err != nil {
 		return nil, err
 	}
@@ -196,37 +193,85 @@ batch:
 		batch.Routes = append(batch.Routes, n.route)
 		rows += n.count
 	}
-	w.isBusy = rows >= fewRows
+	w.isBusy, w.took = rows >= fewRows, time.Since(w.beganAt)
 	w.Written(batch)
 	return chunks, nil
 }
 
-// commitSQL ends a batch whose last chunk is this.
-func (w *Writer) commitSQL(last chunk) string {
-	var routes, counts strings.Builder
-	for i, n := range w.counts {
-		if i > 0 {
-			routes.WriteByte(',')
-			counts.WriteByte(',')
-		}
-		routes.WriteString(strconv.Itoa(int(n.route)))
-		counts.WriteString(strconv.FormatInt(n.count, 10))
+// The statements that end a batch, prepared: of what a small one costs the server, their text would be a sixth.
+const (
+	commitBatch   = "commit_batch"
+	commitHorizon = "commit_horizon"
+	commit        = "commit"
+	ring          = "ring"
+)
+
+// prepare prepares them, and holds the bell of the step that is the last one so far.
+func (w *Writer) prepare(ctx context.Context) error {
+	b := w.buf[:0]
+	for _, s := range []pgproto3.Parse{
+		{Name: commitBatch, Query: `select sequin.bridge_commit($1, $2, $3, $4, $5, $6), sequin.bridge_hold_bell($1, $2 + 1),
+			pg_catalog.set_config('synchronous_commit', $7, true)`},
+		{Name: commitHorizon, Query: `select sequin.bridge_horizon($1, $2, $3), sequin.bridge_hold_bell($1, $2 + 1)`},
+		{Name: commit, Query: `commit`},
+		{Name: ring, Query: `select sequin.bridge_ring($1, $2)`},
+	} {
+		b, _ = s.Encode(b)
 	}
-	return fmt.Sprintf("select sequin.bridge_commit(%d, %d, '%s', %d, '{%s}', '{%s}'), %s",
-		w.sourceID, w.step, last.endLSN, last.lastSeq, routes.String(), counts.String(), w.ringSQL())
-}
-
-// ringSQL ends a statement that writes the step after this one, commits it, and wakes those that wait for it.
-func (w *Writer) ringSQL() string {
-	return fmt.Sprintf("sequin.bridge_hold_bell(%d, %d); commit; select sequin.bridge_ring(%[1]d, %[3]d)", w.sourceID, w.step+1, w.step)
-}
-
-func (w *Writer) writeHorizon(ctx context.Context, lsn pglogrepl.LSN) error {
-	w.buf = appendQuery(w.buf[:0], fmt.Sprintf("begin; select sequin.bridge_horizon(%d, %d, '%s'), %s", w.sourceID, w.step, lsn, w.ringSQL()))
+	b, _ = (&pgproto3.Sync{}).Encode(b)
+	w.buf = appendQuery(b, fmt.Sprintf("select sequin.bridge_hold_bell(%d, %d)", w.sourceID, w.step))
 	if err := w.send(w.buf); err != nil {
 		return err
 	}
-	if err := w.answers(ctx, 1); err != nil {
+	return w.answers(ctx, 2)
+}
+
+// appendCommit appends what ends a batch whose last chunk is this.
+func (w *Writer) appendCommit(b []byte, last chunk, isFlush bool) []byte {
+	routes, counts := []byte{'{'}, []byte{'{'}
+	for i, n := range w.counts {
+		if i > 0 {
+			routes, counts = append(routes, ','), append(counts, ',')
+		}
+		routes = strconv.AppendInt(routes, int64(n.route), 10)
+		counts = strconv.AppendInt(counts, n.count, 10)
+	}
+	synchronous := "off"
+	if isFlush {
+		synchronous = "on"
+	}
+	return w.appendStep(b, commitBatch, last.endLSN.String(), strconv.FormatInt(last.lastSeq, 10),
+		string(append(routes, '}')), string(append(counts, '}')), synchronous)
+}
+
+// appendStep appends a statement that writes the step after this one, with its arguments after the source and the step, what
+// commits it, and what wakes those that wait for it.
+func (w *Writer) appendStep(b []byte, statement string, arguments ...string) []byte {
+	step := []string{strconv.Itoa(int(w.sourceID)), strconv.FormatInt(w.step, 10)}
+	b = appendExecute(b, statement, append(step, arguments...)...)
+	b = appendExecute(b, commit)
+	b = appendExecute(b, ring, step...)
+	b, _ = (&pgproto3.Sync{}).Encode(b)
+	return b
+}
+
+// appendExecute appends what executes a prepared statement, with arguments as text.
+func appendExecute(b []byte, statement string, arguments ...string) []byte {
+	bind := pgproto3.Bind{PreparedStatement: statement}
+	for _, a := range arguments {
+		bind.Parameters = append(bind.Parameters, []byte(a))
+	}
+	b, _ = bind.Encode(b)
+	b, _ = (&pgproto3.Execute{}).Encode(b)
+	return b
+}
+
+func (w *Writer) writeHorizon(ctx context.Context, lsn pglogrepl.LSN) error {
+	w.buf = w.appendStep(appendQuery(w.buf[:0], "begin"), commitHorizon, lsn.String())
+	if err := w.send(w.buf); err != nil {
+		return err
+	}
+	if err := w.answers(ctx, 2); err != nil {
 		return err
 	}
 	w.step++
@@ -266,7 +311,7 @@ func (w *Writer) send(messages []byte) error {
 	return w.conn.Frontend().SendUnbufferedEncodedCopyData(messages)
 }
 
-// answers reads up to the ends of this many queries. The first error is what went wrong; the others follow from it.
+// answers reads up to the ends of this many queries, or series of statements. The first error is what went wrong; the others follow from it.
 func (w *Writer) answers(ctx context.Context, queries int) error {
 	var first error
 	for queries > 0 {
