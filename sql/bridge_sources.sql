@@ -340,7 +340,7 @@ begin
   if not exists (select from sequin.source s where s.id = $1 and s.dropped_at is not null) then
     return true;
   end if;
-  perform sequin._drop_drafts(source_id, '0');
+  perform sequin._drop_drafts(source_id, 'FFFFFFFF/FFFFFFFF');
   if exists (select from sequin.log_draft d where d.source_id = $1) then
     return false;
   end if;

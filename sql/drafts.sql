@@ -8,8 +8,9 @@
 
 -- Makes the table in which a source's large transaction goes on. Its id; null: not now. Not where the log has a segment after
 -- this one already, perhaps a backfill's, which the transaction may have to be before; nor where there are many: each is
--- looked at by who reads the log.
-create or replace function sequin.bridge_draft(source_id int, segment int)
+-- looked at by who reads the log; nor where a draft was left behind: what has failed once, for want of room for its indexes
+-- maybe, goes the other way.
+create or replace function sequin.bridge_draft(source_id int, segment int, commit_lsn text)
 returns int
 language plpgsql
 security definer
@@ -22,20 +23,21 @@ begin
   -- What is opened from now on is after it.
   lock table sequin.log_segment in share row exclusive mode;
   if exists (select from sequin.log_segment s where s.source_id = bridge_draft.source_id and s.id > segment)
-     or (select count(*) from sequin.log_segment s where s.source_id = bridge_draft.source_id) >= 8 then
+     or (select count(*) from sequin.log_segment s where s.source_id = bridge_draft.source_id) >= 8
+     or exists (select from sequin.log_draft d where d.source_id = bridge_draft.source_id) then
     return null;
   end if;
   v_id := nextval('sequin.log_segment_id');
   execute format('create table sequin.%I (like sequin.log including defaults, constraint is_whole check (seq >= %s and seq < %s))',
     'log_' || v_id, v_id::bigint << 32, (v_id::bigint + 1) << 32);
-  insert into sequin.log_draft (id, source_id) values (v_id, source_id);
+  insert into sequin.log_draft (id, source_id, commit_lsn) values (v_id, source_id, commit_lsn::pg_lsn);
   return v_id;
 exception when lock_not_available then
   return null;
 end $$;
-comment on function sequin.bridge_draft(int, int) is
-'For the bridge, in the middle of a large transaction whose rows go to this segment: the one to go on in, a table that is not
-attached yet, or null.';
+comment on function sequin.bridge_draft(int, int, text) is
+'For the bridge, in the middle of a large transaction, which commits at this LSN and whose rows go to this segment: the one to
+go on in, a table that is not attached yet, or null.';
 
 -- Makes a draft a segment, in the transaction that has filled it. The indexes first: what comes after them is soon done, and
 -- the locks it takes are not held for long.
@@ -63,8 +65,9 @@ end $$;
 comment on function sequin.bridge_attach_draft(int, int) is
 'For the bridge, before bridge_commit: the log has the rows of a draft from this transaction on.';
 
--- Drops drafts of so long ago: what was left of a transaction that did not come to its end. One that is being filled is locked.
-create or replace function sequin._drop_drafts(source_id int, age interval)
+-- Drops the drafts of transactions that committed before an LSN: what was left where one did not come to its end, and came
+-- again. One that is still being filled is locked.
+create or replace function sequin._drop_drafts(source_id int, before pg_lsn)
 returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -73,8 +76,7 @@ declare
   v_id int;
 begin
   for v_id in
-    select d.id from sequin.log_draft d
-    where d.source_id = _drop_drafts.source_id and d.made_at <= clock_timestamp() - age
+    select d.id from sequin.log_draft d where d.source_id = _drop_drafts.source_id and d.commit_lsn < before
   loop
     begin
       execute format('lock table sequin.%I in access exclusive mode nowait', 'log_' || v_id);

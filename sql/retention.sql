@@ -201,7 +201,8 @@ declare
   c sequin.consumer;
   p sequin.pipeline;
 begin
-  perform sequin._drop_drafts(source_id, '1 minute');
+  perform sequin._drop_drafts(source_id, (
+    select g.applied_lsn from sequin.progress g where g.source_id = bridge_retain.source_id order by g.step desc limit 1));
   select * into v_setting from sequin.setting;
   select * into v_oldest from sequin.log_segment s
   where s.source_id = bridge_retain.source_id and s.closed_at is not null order by s.id limit 1

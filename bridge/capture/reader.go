@@ -292,7 +292,9 @@ func (r *reader) message(ctx context.Context, data []byte) error {
 // draft has a large transaction go on in a segment of its own, where the log may have one.
 func (r *reader) draft(ctx context.Context) error {
 	var segment *int32
-	if err := r.home.QueryRow(ctx, `select sequin.bridge_draft($1, $2)`, r.sourceID, r.encoder.Segment()).Scan(&segment); err != nil {
+	err := r.home.QueryRow(ctx, `select sequin.bridge_draft($1, $2, $3)`, r.sourceID, r.encoder.Segment(), r.begin.CommitLSN.String()).
+		Scan(&segment)
+	if err != nil {
 		return fmt.Errorf("make a segment for a large transaction: %w", err)
 	}
 	if segment != nil {
