@@ -149,6 +149,32 @@ begin
   return coalesce(v_seqs, '{}');
 end $$;
 
+-- Makes the partitions that some rows of the log have none in yet. Those that are there may be of another width, and so more
+-- than one may be missing where one is for all: it is asked again what is.
+create or replace function sequin._make_room(relation oid, width bigint, log text, route_id int, from_seq bigint, upto_seq bigint)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_first timestamptz;
+  v_last timestamptz;
+  v_times timestamptz[];
+begin
+  execute format('select min(l.committed_at), max(l.committed_at) from %s l where l.route_id = $1 and l.seq between $2 and $3', log)
+    into v_first, v_last using route_id, from_seq, upto_seq;
+  loop
+    exit when exists (select from sequin._partitions(relation) p where v_first >= p.from_at and v_last < p.to_at);
+    execute format(
+      'select array_agg(b.at) from (select distinct on (floor(date_part(''epoch'', l.committed_at) / $4)) l.committed_at as at '
+      'from %s l where l.route_id = $1 and l.seq between $2 and $3 and not exists ('
+      'select from sequin._partitions($5) p where l.committed_at >= p.from_at and l.committed_at < p.to_at)) b', log)
+      into v_times using route_id, from_seq, upto_seq, width, relation;
+    exit when v_times is null;
+    perform sequin._make_partitions(relation, width, v_times);
+  end loop;
+end $$;
+
 create or replace function sequin.bridge_pipeline(pipeline_id int, max_rows bigint)
 returns boolean
 language plpgsql
@@ -162,7 +188,6 @@ declare
   v_next record;
   v_relation oid;
   v_log text;
-  v_times timestamptz[];
   v_seqs bigint[];
   v_count bigint;
 begin
@@ -186,11 +211,7 @@ begin
      or sequin._is_by_time(v_relation) and exists (
           select from pg_partitioned_table t join pg_class k on k.oid = t.partrelid
           where t.partrelid = v_relation and t.partdefid = 0 and pg_has_role(current_user, k.relowner, 'usage')) then
-    execute format(
-      'select array_agg(b.at) from (select distinct on (floor(date_part(''epoch'', l.committed_at) / $4)) l.committed_at as at '
-      'from %s l where l.route_id = $1 and l.seq between $2 and $3) b', v_log)
-      into v_times using p.table_id, v_next.from_seq, v_next.upto_seq, sequin._partition_width(p.retention);
-    perform sequin._make_partitions(v_relation, sequin._partition_width(p.retention), v_times);
+    perform sequin._make_room(v_relation, sequin._partition_width(p.retention), v_log, p.table_id, v_next.from_seq, v_next.upto_seq);
   end if;
 
   if p.filter is not null then

@@ -258,7 +258,7 @@ func (r *reader) message(ctx context.Context, data []byte) error {
 		return nil
 	}
 	if r.encoder.IsLarge() {
-		if err := r.draft(ctx); err != nil {
+		if err := r.place(ctx); err != nil {
 			return err
 		}
 	}
@@ -289,17 +289,15 @@ func (r *reader) message(ctx context.Context, data []byte) error {
 	return nil
 }
 
-// draft has a large transaction go on in a segment of its own, where the log may have one.
-func (r *reader) draft(ctx context.Context) error {
-	var segment *int32
+// place has a large transaction go on in a segment of its own, where the log may have one.
+func (r *reader) place(ctx context.Context) error {
+	var draft *int32
 	err := r.home.QueryRow(ctx, `select sequin.bridge_draft($1, $2, $3)`, r.sourceID, r.encoder.Segment(), r.begin.CommitLSN.String()).
-		Scan(&segment)
+		Scan(&draft)
 	if err != nil {
 		return fmt.Errorf("make a segment for a large transaction: %w", err)
 	}
-	if segment != nil {
-		r.encoder.Draft(*segment)
-	}
+	r.encoder.Place(draft)
 	return nil
 }
 

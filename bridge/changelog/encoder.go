@@ -3,7 +3,6 @@ package changelog
 import (
 	"encoding/binary"
 	"fmt"
-	"math"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -23,10 +22,11 @@ const laneCount = 64
 
 // Encoder makes changes rows of the log. It gives out seq.
 type Encoder struct {
-	rows    chunk // of the open transaction, as far as the queue does not have them yet
-	spilled int   // bytes of it that the queue has
-	seq     int64 // the last one given out
-	segment int32
+	rows     chunk // of the open transaction, as far as the queue does not have them yet
+	spilled  int   // bytes of it that the queue has
+	isPlaced bool  // see Place
+	seq      int64 // the last one given out
+	segment  int32
 
 	committedAt int64
 	metadata    []byte // of the open transaction: {"xid": …, "commit_lsn": …, without its end
@@ -53,20 +53,17 @@ const largeBytes = 8 << 20
 // Segment returns the segment that rows go to.
 func (e *Encoder) Segment() int32 { return e.segment }
 
-// IsLarge tells, once in a transaction, that it has become large, and that what it has so far is with the queue: it may go on
-// in a draft.
-func (e *Encoder) IsLarge() bool {
-	if e.spilled < largeBytes {
-		return false
-	}
-	e.spilled = math.MinInt
-	return true
-}
+// IsLarge tells that the open transaction has become large, and nobody has said yet where it goes on. What it has so far is
+// with the queue.
+func (e *Encoder) IsLarge() bool { return e.spilled >= largeBytes && !e.isPlaced }
 
-// Draft has the open transaction go on in a draft of this segment: the queue has the rest.
-func (e *Encoder) Draft(segment int32) {
-	e.enter(segment)
-	e.rows.segment = segment
+// Place has the open transaction go on in a draft of this segment; nil: where it is.
+func (e *Encoder) Place(draft *int32) {
+	e.isPlaced = true
+	if draft != nil {
+		e.enter(*draft)
+		e.rows.segment = *draft
+	}
 }
 
 // Begin opens a transaction. Its rows go to this segment of the log, or to the one that the last ones went to.
@@ -74,7 +71,7 @@ func (e *Encoder) Begin(b *wal.Begin, segment int32) {
 	if segment > e.segment {
 		e.enter(segment)
 	}
-	e.rows, e.spilled = newChunk(e.segment), 0
+	e.rows, e.spilled, e.isPlaced = newChunk(e.segment), 0, false
 	e.committedAt = b.CommitTime
 	m := append(e.metadata[:0], `{"xid":`...)
 	m = strconv.AppendUint(m, uint64(b.XID), 10)

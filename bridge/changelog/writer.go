@@ -311,7 +311,8 @@ func (w *Writer) send(messages []byte) error {
 	return w.conn.Frontend().SendUnbufferedEncodedCopyData(messages)
 }
 
-// answers reads up to the ends of this many queries, or series of statements. The first error is what went wrong; the others follow from it.
+// answers reads up to the ends of this many queries, or series of statements. The first error is what went wrong; the others
+// follow from it.
 func (w *Writer) answers(ctx context.Context, queries int) error {
 	var first error
 	for queries > 0 {

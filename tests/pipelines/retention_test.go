@@ -219,3 +219,38 @@ func TestRetentionTakenAway(t *testing.T) {
 		return nil
 	})
 }
+
+// What is written at once may be in several partitions, and have none for some of it: those that are there are of another
+// width, or of the user's own.
+func TestPartitionsBetween(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id serial primary key); create table plain (id int primary key);
+		select sequin.create_pipeline('plain', 'plain', 'plain_events');
+		create table events (like plain_events including defaults including identity) partition by range (committed_at);
+		select sequin.create_pipeline('p', 'item', 'events'), sequin.pause_pipeline('p')`)
+	pgtest.StartBridge(t, db.URL)
+	// Of each second, the first half has a partition.
+	const rows = 6
+	for range rows {
+		db.Exec(`insert into item default values`)
+		at := pgtest.Value[time.Time](db, `select clock_timestamp()`)
+		pgtest.Eventually(t, 10*time.Second, func() error {
+			if now := pgtest.Value[time.Time](db, `select clock_timestamp()`); now.Sub(at) < 500*time.Millisecond {
+				return fmt.Errorf("it is %s", now)
+			}
+			return nil
+		})
+	}
+	db.Exec(`do $$ declare v_at timestamptz; begin
+		for v_at in select generate_series(date_trunc('second', now()) - interval '10 seconds', now() + interval '10 seconds', interval '1 second') loop
+			execute format('create table events_%s partition of events for values from (%L) to (%L)', extract(epoch from v_at)::bigint, v_at, v_at + interval '0.5 seconds');
+		end loop; end $$`)
+	db.Exec(`select sequin.resume_pipeline('p')`)
+	pgtest.Eventually(t, 20*time.Second, func() error {
+		if n := pgtest.Value[int](db, `select count(*) from events`); n != rows {
+			return fmt.Errorf("there are %d events: %v", n, status(db))
+		}
+		return nil
+	})
+}
