@@ -52,9 +52,7 @@ type Writer struct {
 	buf       []byte
 	spare     []byte // for a chunk to be sorted in
 	counts    []routeCount
-	beganAt   time.Time // the last batch
-	took      time.Duration
-	isBusy    bool // it had more than a few rows
+	nextAt    time.Time // when the next batch may begin, where the last one had more than a few rows
 	flushedAt time.Time
 	unflushed pglogrepl.LSN // end of the last transaction, where its commit was not waited for; 0: it is on disk
 }
@@ -74,7 +72,7 @@ func (w *Writer) Run(ctx context.Context) error {
 		if w.unflushed > 0 {
 			patience = max(flushEvery-time.Since(w.flushedAt), time.Millisecond)
 		}
-		if pause := max(batchEvery, min(restTimes*w.took, maxRest)) - time.Since(w.beganAt); pause > 0 && w.isBusy && w.queue.waiting() < muchBytes {
+		if pause := time.Until(w.nextAt); pause > 0 && w.queue.waiting() < muchBytes {
 			time.Sleep(pause)
 		}
 		chunks, horizon, err := w.queue.take(ctx, patience)
@@ -112,7 +110,7 @@ var ErrCut = errors.New("the transaction was cut off")
 // now, or the batch is large enough, or the log goes on in another segment. Where it does so in the middle of a transaction,
 // that one is a draft, which is made a part of the log at the end. It returns the chunks that it left.
 func (w *Writer) writeBatch(ctx context.Context, chunks []chunk) (rest []chunk, err error) {
-	w.beganAt = time.Now()
+	beganAt := time.Now()
 	segment, isDraft := chunks[0].segment, false
 	w.counts = w.counts[:0]
 	w.buf = appendCopy(w.buf[:0], "begin; ", segment)
@@ -146,7 +144,7 @@ batch:
 			}
 			w.queue.drop(&c)
 			last = c
-			if last.endLSN > 0 && (isDraft || bytes >= maxBatchBytes || time.Since(w.beganAt) >= maxBatchTime) {
+			if last.endLSN > 0 && (isDraft || bytes >= maxBatchBytes || time.Since(beganAt) >= maxBatchTime) {
 				break batch
 			}
 		}
@@ -193,7 +191,10 @@ batch:
 		batch.Routes = append(batch.Routes, n.route)
 		rows += n.count
 	}
-	w.isBusy, w.took = rows >= fewRows, time.Since(w.beganAt)
+	w.nextAt = time.Time{}
+	if rows >= fewRows {
+		w.nextAt = beganAt.Add(max(batchEvery, min(restTimes*time.Since(beganAt), maxRest)))
+	}
 	w.Written(batch)
 	return chunks, nil
 }
