@@ -689,9 +689,9 @@ begin
                    where g.consumer_id = c.id and g.lane = v_state.lane and g.group_hash = r.group_hash) as is_held,
                  r.action in ('i', 'u', 'd', 'r') or r.action = 't' and 'truncate' = any (c.actions)
                    or r.action = 'x' and c.is_rows as is_message
-          -- Held groups may have much in the way.
+          -- Held groups may have much in the way: as much again as they have had so far, within limits.
           from sequin._rows(c, v_state.lane, v_state.upto_seq, 9223372036854775807,
-                            greatest(v_limit, case when v_state.held > 0 then 512 else 64 end)) r
+                            greatest(64, v_limit + least(v_state.held_back, 512)::int)) r
         ) r
       ) r
       window w as (order by r.seq)
