@@ -125,6 +125,7 @@ declare
   v_lease record;
   v_deadline timestamptz;
 begin
+  unlisten "sequin.";  -- see _refuse_restricted
   -- Under an older snapshot a lane's row does not say for sure that it is the newest: the long way makes sure.
   if current_setting('transaction_isolation') = 'read committed' and current_setting('transaction_read_only') = 'off' then
     -- The usual case: all of one lease, in the order it was handed out, and nothing else.

@@ -144,7 +144,8 @@ as $$
   select case
     when is_far then 'It is one SQL expression over new and old, which are jsonb where the table is another database''s, action,'
       ' table_name and committed_at: (new->>''amount'')::numeric > 100'
-    else 'It is one SQL expression over new, old, action, table_name and committed_at: ''new.amount > 100''.' end
+    else 'It is one SQL expression over new, old, action, table_name and committed_at: a filter, ''new.amount > 100''; a transform,'
+      ' ''jsonb_build_object(''''id'''', new.id)''.' end
 $$;
 
 -- 42601, with the position, unless a text can be put between parentheses and stay there.
@@ -225,8 +226,8 @@ as $$
 $$;
 
 -- The type that a column is given as in an expression: one whose values come to be without running anybody's code, now
--- and later. A domain is what it is over; a composite, a range over a domain, or a type with a cast of somebody's own,
--- is its text.
+-- and later. A domain is what it is over; a composite, a range over a domain, a type with a cast of somebody's own, or one
+-- whose name somebody else may give to another, is its text.
 create or replace function sequin._plain_type(type oid)
 returns oid
 language plpgsql
@@ -269,7 +270,10 @@ begin
        join pg_proc p on p.oid = k.castfunc
        join pg_language l on l.oid = p.prolang
        where type in (k.castsource, k.casttarget) and l.lanname not in ('c', 'internal'))
-     or exists (select from pg_namespace n where n.oid = t.typnamespace and n.nspname ~ '^pg_(toast_)?temp_') then
+     or not sequin._is_trusted_owner(t.typowner)
+     or exists (
+       select from pg_namespace n
+       where n.oid = t.typnamespace and (n.nspname ~ '^pg_(toast_)?temp_' or not sequin._is_trusted_owner(n.nspowner))) then
     return 'text'::regtype;
   end if;
   return type;
@@ -489,7 +493,9 @@ as $$
 declare
   v_code text := case
     when code in ('42703', '42702', '42P01', '42P02', '42704', '3F000', '42883') then '42703'
-    when code in ('42804', '42846', '42725', '42809', '42P16', '42P18', '42P21', '42P22') or message like '%set-returning%' then '42804'
+    -- A literal that its type does not take is of the wrong type, and so is what fails whatever the message.
+    when code in ('42804', '42846', '42725', '42809', '42P16', '42P18', '42P21', '42P22') or left(code, 2) = '22'
+      or message like '%set-returning%' then '42804'
     when left(code, 2) in ('42', '54', '0A') and code <> '42501' then '42601'
     else code end;
   v_message text := message;
@@ -549,7 +555,20 @@ begin
     substring(message from '(?:at or near|: |type modifier) "(.*)"'),
     substring(message from '(\$\d+)$'),
     substring(message from '^operator does not exist: .*? ([-+*/<>=~!@#%^&|`?]+) '),
+    substring(message from '^column notation \.(.*) applied to type'),
+    lower(substring(message from '^(?:argument of )?(AND|OR|NOT|COALESCE|GREATEST|LEAST|CASE|NULLIF|LIMIT|VALUES|IN)\M')),
     substring(message from '"(.*?)"'));
+  -- What the grammar has a word for.
+  v_word := coalesce(case
+    when v_word ~ '^!?~~\*?$' then case when v_word like '%*' then 'ilike' else 'like' end
+    when message like '%ANY/ALL (array)%' then (
+      select t.token from sequin._tokens(expression) t where t.token in ('any', 'all', 'some') order by t.place limit 1)
+    when code = '42803' then (
+      select t.token
+      from (select t.*, lead(t.token) over (order by t.place) as next from sequin._tokens(expression) t) t
+      where t.next = '(' and exists (select from pg_proc p where p.proname = t.token and p.prokind = 'a')
+      order by t.place limit 1)
+    end, v_word);
   if v_place is null and v_word <> '' then
     v_pattern := case
       when v_word ~ '^\w' then '(?<!\w)%s(?!\w)'
@@ -562,6 +581,10 @@ begin
   end if;
   if place > length(expression) then
     v_message := 'syntax error at the end of it,';
+  end if;
+  -- Of the whole of it, where no part can be told.
+  if v_place is null and v_code in ('42601', '42703', '42804') then
+    v_place := 1;
   end if;
   raise exception using
     errcode = v_code,
@@ -663,6 +686,11 @@ as $$
     join pg_roles r on r.oid = e.extowner
     where d.classid = class and d.objid = object and d.refclassid = 'pg_extension'::regclass and d.deptype = 'e'
       and (r.rolsuper or r.rolname = current_user))
+    and exists (
+      select from pg_namespace n
+      where sequin._is_trusted_owner(n.nspowner) and n.oid = case class
+        when 'pg_proc'::regclass then (select p.pronamespace from pg_proc p where p.oid = object)
+        else (select o.oprnamespace from pg_operator o where o.oid = object) end)
 $$;
 
 -- Whether a function, operator or type of others' may still be in an expression, by the name that _check_tree gave it:
@@ -722,7 +750,8 @@ begin
         case when v_node = 'WINDOWFUNC' then 'a window function' else 'an aggregate function' end || coalesce((
           select format(': %s', p.proname) || sequin._at_position(expression, array[p.proname::text]) from pg_proc p
           where p.oid = substring(tree from ':(?:aggfnoid|winfnoid) (\d+)')::oid), '')
-      when v_node like 'COERCETODOMAIN%' then 'a cast to a domain'
+      when v_node like 'COERCETODOMAIN%' then 'a cast to a domain' || (
+        select sequin._at_position(expression, array_agg(t.typname::text)) from pg_type t where t.typtype = 'd')
       else format('something that is not an expression (%s)', lower(v_node))
     end;
     if v_node like 'COERCETODOMAIN%' then
@@ -785,7 +814,7 @@ begin
           select unnest(string_to_array(m[1], ' '))::oid from regexp_matches(tree, ':opnos \(o ([\d ]+)\)', 'g') m)
         and o.oprnamespace <> 'pg_catalog'::regnamespace and not sequin._is_trusted('pg_operator', o.oid)
     loop
-      v_problem := format('an operator of its own: %s', f.oid::regoperator);
+      v_problem := format('an operator of its own: %s', f.oid::regoperator) || sequin._at_position(expression, array[f.oprname::text]);
       v_hint := 'It would run with other rights than its author''s. Call what it calls, or use the system''s operators.';
       exit;
     end loop;
@@ -793,13 +822,13 @@ begin
 
   if v_problem is null then
     for f in
-      select t.oid
+      select t.oid, t.typname
       from pg_type t
       where t.oid in (
           select m[1]::oid from regexp_matches(tree, ':[a-z_]*type(?:id)? (\d+)', 'g') m)
         and t.oid >= 16384 and sequin._plain_type(t.oid) <> t.oid
     loop
-      v_problem := format('a value of type %s', f.oid::regtype);
+      v_problem := format('a value of type %s', f.oid::regtype) || sequin._at_position(expression, array[f.typname::text]);
       v_hint := 'Its checks or casts would run with other rights than its author''s. Use the type it is made from.';
       exit;
     end loop;
@@ -807,7 +836,7 @@ begin
 
   if v_problem is not null then
     raise syntax_error using
-      message = format('%s: it has %s', label, v_problem),
+      message = format('%s: it has %s', label, v_problem) || case when v_problem ~ ' at position \d+$' then '' else ' at position 1' end,
       hint = v_hint;
   end if;
 
@@ -959,7 +988,7 @@ begin
     if length(v_prefix) = 0 or left(v_def, length(v_prefix)) <> v_prefix or right(v_def, length(v_suffix)) <> v_suffix
        or length(v_def) <= length(v_prefix) + length(v_suffix) then
       raise syntax_error using
-        message = format('%s: it is not one expression', v_label),
+        message = format('%s: it is not one expression at position 1', v_label),
         hint = sequin._expression_hint(not e.is_typed);
     end if;
     e.compiled := btrim(substr(v_def, length(v_prefix) + 1, length(v_def) - length(v_prefix) - length(v_suffix)), e' \n');
@@ -968,7 +997,7 @@ begin
     from sequin._tokens(e.compiled) t where t.kind in ('name', 'quoted') and t.token like '\_sequin\_%' limit 1;
     if found then
       raise undefined_column using
-        message = format('%s: there is no %s', v_label, v_name),
+        message = format('%s: there is no %s at position %s', v_label, v_name, coalesce(sequin._name_place(expression, v_name, false), 1)),
         hint = 'The names there are: new, old, action, table_name and committed_at.';
     end if;
     select a.atttypid into v_type from pg_attribute a where a.attrelid = views[v_i] and a.attnum = 1;
@@ -976,7 +1005,7 @@ begin
       e.compiled := format('(%s)::jsonb', e.compiled);
     elsif v_type <> (case when kind = 'filter' then 'boolean' else 'jsonb' end)::regtype then
       raise datatype_mismatch using
-        message = format('%s: it is of type %s, and not jsonb', v_label, format_type(v_type, -1)),
+        message = format('%s: it is of type %s, and not jsonb at position 1', v_label, format_type(v_type, -1)),
         hint = 'jsonb_build_object(''id'', new.id), to_jsonb(new), or a cast: (…)::jsonb.';
     end if;
 

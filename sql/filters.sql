@@ -229,8 +229,8 @@ exception when others then
     raise;
   end if;
   raise exception using
-    errcode = sqlstate,
-    message = format('%s: %s', label, sqlerrm),
+    errcode = case when left(sqlstate, 2) = '22' then '42804' else sqlstate end,
+    message = format('%s: %s at position 1', label, sqlerrm),
     hint = 'It fails whatever the message is.';
 end $$;
 

@@ -49,6 +49,7 @@ declare
   v_role oid := sequin._role(role);
   v_function text;
 begin
+  perform sequin._refuse_restricted();
   -- Who may not read the tables lets nobody else.
   if not sequin._is_owner(sequin._caller()) then
     perform sequin._require_stream(v_consumer.stream_id);

@@ -117,13 +117,13 @@ end $$;
 create or replace function sequin._my_consumer(name text)
 returns sequin.consumer
 language plpgsql
-stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_consumer sequin.consumer;
   v_mine text[];
 begin
+  perform sequin._refuse_restricted();
   select * into v_consumer from sequin.consumer c where c.name = _my_consumer.name;
   if found then
     if not sequin._may_consume(v_consumer.id) then

@@ -40,6 +40,7 @@ declare
   v_left int := batch_size;
   v_misses int := 0;
 begin
+  unlisten "sequin.";  -- see _refuse_restricted
   if consumer is null then
     consumer := (sequin._my_consumer(null)).name;
   end if;

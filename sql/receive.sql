@@ -203,6 +203,7 @@ declare
   v_patience interval := '50 milliseconds';
   v_seen bigint;                     -- the log has gone on after it, when it was last waited for
 begin
+  unlisten "sequin.";  -- see _refuse_restricted
   -- Nearly all of a backlog is handed out here: far behind, lanes in turn that are free and plain (each row of the
   -- range is a message, and none an older version of another), in as few statements and expressions as it takes: a
   -- statement costs as much as ten rows. One receive in a hundred goes the long way all the same, to see what is due;

@@ -11,6 +11,31 @@ as $$
   select coalesce(nullif(pg_catalog.current_setting('role'), 'none'), session_user)::pg_catalog.name
 $$;
 
+-- 42501 where the server runs somebody's code for somebody else: an index's expression in an ANALYZE or a vacuum, a materialized
+-- view's query. session_user is who asked for that there, or a superuser, and the code is another's. UNLISTEN is one of the
+-- few statements that the server refuses then and only then, and has no effect: nobody listens to that channel.
+create or replace function sequin._refuse_restricted()
+returns void
+language plpgsql
+as $$
+begin
+  unlisten "sequin.";
+end $$;
+
+-- Whether an owner's objects may be named in what runs with the rights of the schema's owner: it could make the name mean
+-- something else at any moment. A superuser, who has the rights of the schema's owner, or owns the database.
+create or replace function sequin._is_trusted_owner(owner oid)
+returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select pg_has_role(owner, (select n.nspowner from pg_namespace n where n.nspname = 'sequin'), 'usage')
+    or exists (
+      select from pg_database d
+      where d.datname = current_database() and (d.datdba = owner or (select r.rolname from pg_roles r where r.oid = owner) = 'pg_database_owner'))
+$$;
+
 -- Whether role has the rights of the schema's owner. Called from definer functions only.
 create or replace function sequin._is_owner(role name)
 returns boolean
@@ -24,10 +49,10 @@ $$;
 create or replace function sequin._require_owner(what text)
 returns void
 language plpgsql
-stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+  perform sequin._refuse_restricted();
   if not sequin._is_owner(sequin._caller()) then
     raise insufficient_privilege using
       message = format('role "%s" may not %s', sequin._caller(), what),
@@ -39,13 +64,13 @@ end $$;
 create or replace function sequin._require_select(relation oid)
 returns void
 language plpgsql
-stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_caller name := sequin._caller();
   v_table text := relation::regclass::text;
 begin
+  perform sequin._refuse_restricted();
   if not has_table_privilege(v_caller, relation, 'select') then
     raise insufficient_privilege using
       message = format('role %I may not read table %s', v_caller, v_table),
@@ -64,10 +89,10 @@ end $$;
 create or replace function sequin._require_stream(stream_id int)
 returns void
 language plpgsql
-stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+  perform sequin._refuse_restricted();
   perform sequin._require_select(t.relation_oid)
   from sequin.stream_table st
   join sequin.source_table t on t.id = st.table_id
@@ -84,10 +109,10 @@ end $$;
 create or replace function sequin._require_reader(stream_id int, relation oid default null)
 returns void
 language plpgsql
-stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+  perform sequin._refuse_restricted();
   if not sequin._is_owner(sequin._caller()) then
     perform sequin._require_stream(stream_id);
     perform sequin._require_select(relation) where relation is not null;
@@ -106,7 +131,7 @@ declare
 begin
   return sequin._is_owner(v_caller) or exists (
     select from sequin.consumer_grant g
-    join pg_roles r on r.oid = g.role
+    join pg_roles r on r.oid = g.role::oid
     where g.consumer_id = _may_consume.consumer_id and pg_has_role(v_caller, g.role, 'usage'));
 end $$;
 

@@ -71,14 +71,17 @@ declare
   v_table text := sequin._table_name(relation);
   v_class pg_class;
   v_leaf oid;
+  v_has_key boolean;
 begin
   select * into v_class from pg_class c where c.oid = relation;
   if v_class.relkind not in ('r', 'p') then
     raise invalid_parameter_value using
       message = format('%s is %s, not a table', v_table, case v_class.relkind
-        when 'v' then 'a view' when 'm' then 'a materialized view' when 'f' then 'a foreign table'
-        when 'S' then 'a sequence' when 'i' then 'an index' else 'something else' end),
-      hint = 'Its changes are not in the write-ahead log as rows of its own. Stream the tables it is made from.';
+        when 'v' then 'a view' when 'm' then 'a materialized view' when 'f' then 'a foreign table' when 'S' then 'a sequence'
+        when 'i' then 'an index' when 'I' then 'an index' when 'c' then 'a composite type' when 't' then 'a TOAST table'
+        else 'something else' end),
+      hint = 'Its changes are not in the write-ahead log as rows of its own.'
+        || case when v_class.relkind in ('v', 'm') then ' Stream the tables it is made from.' else '' end;
   end if;
   if v_class.relnamespace = 'sequin'::regnamespace or v_class.relnamespace = 'pg_catalog'::regnamespace
      or v_class.relnamespace = 'information_schema'::regnamespace then
@@ -100,7 +103,7 @@ begin
   if v_class.relispartition then
     raise invalid_parameter_value using
       message = format('%s is a partition', v_table),
-      hint = format('A partitioned table is one table: stream %s.', (
+      hint = format('A partitioned table is one table: name %s.', (
         with recursive up(oid, depth) as (
           select relation, 0
           union all
@@ -131,6 +134,7 @@ begin
     )
     select d.oid from down d order by d.oid
   loop
+    v_has_key := exists (select from pg_index i where i.indrelid = v_leaf and i.indisprimary and i.indimmediate);
     if sequin._is_outside_wal(v_leaf) then
       raise object_not_in_prerequisite_state using
         message = format('%s has an unlogged or foreign partition: what is written to %s is not in the write-ahead log', v_table,
@@ -153,13 +157,6 @@ begin
             end
           from pg_constraint n where n.conrelid = v_leaf and n.contype = 'p');
     end if;
-    if not sequin._has_replica_identity(v_leaf) then
-      raise object_not_in_prerequisite_state using
-        message = format('%s has no primary key or replica identity, so its updates and deletes would fail once published',
-          sequin._table_name(v_leaf)),
-        hint = format('alter table %1$s add primary key (…); or, where it has none: alter table %1$s replica identity full;',
-          sequin._table_name(v_leaf));
-    end if;
     -- A replica identity of its own is not that of the partitions that are added later; a primary key is.
     if v_leaf = relation and v_class.relkind = 'p' and not exists (
          select from pg_index i where i.indrelid = relation and i.indisprimary) then
@@ -167,6 +164,15 @@ begin
         message = format('%s is partitioned and has no primary key: updates and deletes in a partition that is added later would fail, as it '
           'is published with the others', v_table),
         hint = format('alter table %s add primary key (…);', v_table);
+    end if;
+    if not sequin._has_replica_identity(v_leaf) then
+      raise object_not_in_prerequisite_state using
+        message = format('%s has no %s, so its updates and deletes would fail once published', sequin._table_name(v_leaf),
+          case when v_has_key then 'replica identity: it is set to nothing, or to an index that was dropped'
+               else 'primary key or replica identity' end),
+        hint = format(case when v_has_key then 'alter table %1$s replica identity default;'
+                           else 'alter table %1$s add primary key (…); or, where it has none: alter table %1$s replica identity full;' end,
+          sequin._table_name(v_leaf));
     end if;
     -- Before 18 none is sent; the primary key is no virtual one.
     if current_setting('server_version_num')::int < 180000 and exists (
@@ -314,13 +320,13 @@ begin
     raise duplicate_object using
       message = format('stream "%s" exists already%s', name, case when if_not_exists then ', and is another one' else '' end),
       hint = case when if_not_exists
-        then format('It is %s of %s. Give this one another name, or sequin.drop_stream(%L) first.', v_old.mode,
+        then format('It is %s of %s, sorted by %s. Give this one another name, or sequin.drop_stream(%L) first.', v_old.mode,
                (select string_agg(coalesce(case when s.conninfo is null then sequin._table_name(t.relation_oid) else st.given_name end,
                          'a dropped table'), ', ' order by st.position)
                 from sequin.stream_table st
                 join sequin.source_table t on t.id = st.table_id
                 join sequin.source s on s.id = t.source_id
-                where st.stream_id = v_old.id), name)
+                where st.stream_id = v_old.id), coalesce(quote_ident(v_old.sort_column), 'primary key'), name)
         else 'if_not_exists => true makes the same definition a no-op.' end;
   end if;
 
@@ -454,7 +460,7 @@ begin
         message = pg_catalog.format('stream "%s" names table "%s" twice', name, v_name),
         hint = 'Name each table once.';
     end if;
-    v_relations := v_relations || v_relation;
+    v_relations := pg_catalog.array_append(v_relations, v_relation);
   end loop;
   return sequin._create_stream(name, v_relations, mode, sort_column, source, coalesce(if_not_exists, false));
 end $$;

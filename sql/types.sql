@@ -15,8 +15,8 @@ as $$
   select d.oid from down d where not d.is_domain
 $$;
 
--- What a text may be cast to for a type: what it is over. 42501 where that has in it a domain whose checks are somebody's who
--- has fewer rights than the schema's owner: they would run with these.
+-- What a text may be cast to for a type: what it is over. 42501 where that has in it a type of somebody's who has fewer rights
+-- than the schema's owner: a domain's checks would run with these, and what is no domain could become one under its name.
 create or replace function sequin._castable_type(type oid)
 returns oid
 language plpgsql
@@ -25,7 +25,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_base oid := sequin._base_type(type);
-  v_domain oid;
+  v_part oid;
   v_owner oid;
 begin
   with recursive part(oid) as (
@@ -44,17 +44,17 @@ begin
       select r.rngsubtype from pg_range r where t.oid in (r.rngtypid, (to_jsonb(r) ->> 'rngmultitypid')::oid)) n(oid)
     where n.oid <> 0
   )
-  select t.oid, t.typowner into v_domain, v_owner
+  select t.oid, case when sequin._is_trusted_owner(t.typowner) then n.nspowner else t.typowner end into v_part, v_owner
   from part p
-  join pg_type t on t.oid = p.oid and t.typtype = 'd'
-  where not pg_has_role(t.typowner, current_user, 'usage')
-    and exists (select from pg_constraint c where c.contypid = t.oid and c.contype = 'c')
+  join pg_type t on t.oid = p.oid
+  join pg_namespace n on n.oid = t.typnamespace
+  where n.nspname <> 'pg_catalog' and not (sequin._is_trusted_owner(t.typowner) and sequin._is_trusted_owner(n.nspowner))
   limit 1;
   if found then
     raise insufficient_privilege using
-      message = format('type %s has in it domain %s, whose checks are %I''s, and would run with the rights of %I', format_type(v_base, null),
-        format_type(v_domain, null), pg_get_userbyid(v_owner), current_user),
-      hint = format('alter domain %s owner to %I;', format_type(v_domain, null), current_user);
+      message = format('type %s, or its schema, is %I''s, and what it checks would run with the rights of %I', format_type(v_part, null),
+        pg_get_userbyid(v_owner), current_user),
+      hint = format('alter type %s owner to %I; or, of its schema: alter schema … owner to %2$I;', format_type(v_part, null), current_user);
   end if;
   return v_base;
 end $$;

@@ -49,7 +49,8 @@ where l.action <> 'x' or s.mode = 'rows';
 comment on view sequin.messages is
 'The kept log, as each stream has it. Ask by stream and seq, or stream and record_pk: those are indexed.';
 
--- A consumer's messages that are out, or on their way back.
+-- A consumer's messages that are out, or on their way back, for those who may see the view of them: whoever may configure may
+-- call this. Of the argument only the id counts.
 create or replace function sequin._deliveries(c sequin.consumer)
 returns table (
   ack_id bigint, seq bigint, action text, table_schema text, table_name text, record_pk text, deliver_count int,
@@ -63,20 +64,23 @@ as $$
   select sequin._ack_id(s.lease, s.lane, r.place), r.seq, sequin._action(r.action), r.table_schema, r.table_name,
          r.record_pk, 1, case when s.leased_until > clock_timestamp() then 'out' else 'expired' end, s.leased_at,
          s.leased_until, null, null
-  from generate_series(0, c.lane_count - 1) n(lane)
+  from sequin.consumer c
+  cross join lateral generate_series(0, c.lane_count - 1) n(lane)
   cross join lateral sequin._lane(c.id, n.lane::smallint) s
   cross join lateral (
     select r.*, (row_number() over (order by r.seq) - 1)::int as place
     from sequin._rows(c, s.lane, s.cursor_seq, s.upto_seq, 2147483647) r) r
   cross join lateral unnest(sequin._unsettled(s)) u(place)
-  where s.lease is not null and r.place = u.place
+  where c.id = ($1).id and s.lease is not null and r.place = u.place
+    and has_table_privilege(sequin._caller(), 'sequin.deliveries', 'select')
   union all
   select case when d.is_out then sequin._ack_id(d.lease, d.lane, d.pick) end, d.seq, sequin._action(d.action),
          d.table_schema, d.table_name, d.record_pk, d.deliver_count,
          case when not d.is_out then 'waiting' when d.not_before > clock_timestamp() then 'out' else 'expired' end,
          d.leased_at, case when d.is_out then d.not_before end, case when not d.is_out then d.not_before end, d.error
   from sequin.delivery d
-  where d.consumer_id = c.id and not d.is_done
+  where d.consumer_id = ($1).id and not d.is_done
+    and has_table_privilege(sequin._caller(), 'sequin.deliveries', 'select')
 $$;
 
 create or replace view sequin.deliveries as

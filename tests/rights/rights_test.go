@@ -386,6 +386,11 @@ func TestTypes(t *testing.T) {
 		create cast (text as made.mood) with function made.mood(text) as assignment;
 		insert into made.moody values ('glad', 1), ('so-so', 2), ('sad', 3)`, "")
 	run(`select sequin.create_stream('moods', '{made.moody}')`, "")
+	// What is no domain could become one under its name.
+	run(`select sequin.create_consumer('moods', 'moods', start_at => 'row', start_row => 'so-so')`, pgerrcode.InsufficientPrivilege)
+	run(`select sequin.create_consumer('moods', 'moods', filter => $$'sad'::made.mood is not null$$)`, pgerrcode.SyntaxError)
+	run(`select sequin.create_consumer('moods', 'moods', filter => $$new.id = 'it is text here'$$); select sequin.drop_consumer('moods')`, "")
+	db.Exec(`alter type made.mood owner to current_user; alter schema made owner to current_user; grant all on schema made to ` + maker)
 	run(`select sequin.create_consumer('moods', 'moods', start_at => 'row', start_row => 'so-so')`, "")
 	received("moods", 2)
 	run(`select sequin.rewind('moods', to_row => 'sad')`, "")
@@ -412,4 +417,106 @@ func TestTypes(t *testing.T) {
 	if who := pgtest.Column[string](db, `select distinct who from ran where who <> $1`, maker); len(who) > 0 {
 		t.Errorf("what %s wrote ran as %v", maker, who)
 	}
+}
+
+// Code of a role that the server runs while it looks after a table, or fills a materialized view, for somebody else, has that
+// role's rights there, whoever session_user is.
+func TestMaintenance(t *testing.T) {
+	db, roles := setup(t, "worker", "admin")
+	db.Exec(`select sequin.grant_consume('mailer', $1)`, roles["worker"])
+	db.Exec(`select sequin.grant_configure($1)`, roles["admin"])
+	db.Exec(`create table said (role text, answer text); grant all on said to public`)
+	for _, test := range []struct{ role, call string }{
+		{"worker", `seq::text from sequin.receive('other', 10)`},
+		{"worker", `seq::text from sequin.pop('other', 10)`},
+		{"worker", `seq::text from sequin.pop('other', 1)`},
+		{"worker", `sequin.ack('other', '{1}')::text`},
+		{"worker", `sequin.nack('other', '{1}')::text`},
+		{"worker", `sequin.extend('other', '{1}')::text`},
+		{"admin", `sequin.grant_consume('other', current_user)`},
+		{"admin", `sequin.drop_consumer('other')`},
+		{"admin", `sequin.alter_consumer('other', ack_wait => '1 hour')`},
+		{"admin", `sequin.rewind('other', to_seq => 0)`},
+		{"admin", `sequin.create_consumer('mine', 'orders')`},
+		{"admin", `record_pk from sequin.sync('orders')`},
+		{"admin", `sequin.create_source('far', 'host=127.0.0.1')`},
+	} {
+		role := roles[test.role]
+		conn := db.ConnectAs(role)
+		db.Exec(fmt.Sprintf(`create schema theirs_%[1]s authorization %[1]s`, role))
+		if _, err := conn.Exec(t.Context(), fmt.Sprintf(`
+			create table theirs_%[1]s.trap (a int);
+			create function theirs_%[1]s.say() returns int language plpgsql as $$
+			declare v text;
+			begin
+			  select %[2]s into v;
+			  insert into public.said values ('%[1]s', 'did it: ' || coalesce(v, ''));
+			  return 1;
+			exception when others then
+			  insert into public.said values ('%[1]s', sqlstate);
+			  return 1;
+			end $$;
+			create function theirs_%[1]s.said(int) returns int language plpgsql immutable as $$ begin return theirs_%[1]s.say(); end $$;
+			insert into theirs_%[1]s.trap values (1);
+			create materialized view theirs_%[1]s.view as select theirs_%[1]s.say() with no data`, role, test.call)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Exec(t.Context(), fmt.Sprintf(`create index trap_said on theirs_%[1]s.trap (theirs_%[1]s.said(a))`, role)); err != nil {
+			t.Fatal(err)
+		}
+		for _, sql := range []string{`analyze theirs_%s.trap`, `reindex table theirs_%s.trap`, `refresh materialized view theirs_%s.view`} {
+			db.Exec(`delete from said`)
+			db.Exec(fmt.Sprintf(sql, role))
+			for _, answer := range pgtest.Column[string](db, `select answer from said`) {
+				if answer != pgerrcode.InsufficientPrivilege {
+					t.Errorf("%s, in %s: %s", test.call, sql, answer)
+				}
+			}
+			if n := pgtest.Value[int](db, `select count(*) from said`); n == 0 {
+				t.Errorf("%s: nothing was run in %s", test.call, sql)
+			}
+		}
+		db.Exec(fmt.Sprintf(`drop schema theirs_%s cascade`, role))
+	}
+	if n := len(pgtest.Column[int64](db, `select seq from sequin.pop('other', 10, '10s')`)); n != 1 {
+		t.Errorf("of one message %d are left", n)
+	}
+}
+
+// Who may configure may call what views are made of, and learns nothing by it of tables that it may not read.
+func TestViewsFunctions(t *testing.T) {
+	db, roles := setup(t, "admin")
+	db.Exec(`select sequin.grant_configure($1)`, roles["admin"])
+	db.Exec(`select sequin.receive('other')`)
+	const query = `select count(*) from sequin._deliveries(jsonb_populate_record(null::sequin.consumer, $1))`
+	consumer := pgtest.Value[string](db, `select to_jsonb(c)::text from sequin.consumer c where c.name = 'other'`)
+	var n int
+	if err := db.ConnectAs(roles["admin"]).QueryRow(t.Context(), query, consumer).Scan(&n); err != nil || n != 0 {
+		t.Errorf("got %d deliveries, %v", n, err)
+	}
+	if n := pgtest.Value[int](db, query, consumer); n != 1 {
+		t.Errorf("the owner got %d deliveries", n)
+	}
+}
+
+// In a dump a grant is to a role of that name, not of that number.
+func TestGrantsAreToNames(t *testing.T) {
+	db, roles := setup(t, "worker")
+	db.Exec(`select sequin.grant_consume('mailer', $1)`, roles["worker"])
+	if got := pgtest.Value[string](db, `select g.role::text from sequin.consumer_grant g`); got != roles["worker"] {
+		t.Errorf("got %s", got)
+	}
+}
+
+// Somebody's operator in the caller's own path is not what a call of the caller's runs.
+func TestPlantedOperator(t *testing.T) {
+	db, _ := setup(t)
+	db.Exec(`create function evil(oid[], oid) returns oid[] language plpgsql as $$ begin raise 'planted'; end $$;
+		create operator || (leftarg = oid[], rightarg = oid, function = evil);
+		create function format(text, text) returns text language plpgsql as $$ begin raise 'planted'; end $$;
+		create table item (id int primary key);
+		select sequin.create_stream('items', '{item, orders}');
+		select sequin.create_consumer('items', 'items', filter => 'new.id > 0');
+		select sequin.create_pipeline('items', 'item', 'item_events', filter => 'new.id > 0');
+		select sequin.republish('mailer', 'select * from orders')`)
 }
