@@ -204,6 +204,8 @@ func (f facts) replication(ctx context.Context, databaseURL string) Finding {
 		mend = "Give the server's own address: replication does not go through a pooler."
 	case strings.HasPrefix(pgErr.Code, "28") && strings.Contains(pgErr.Message, "pg_hba.conf"):
 		mend = "Let the role in for replication in pg_hba.conf: a line of type host with the database's name, not with 'replication'."
+	case pgErr.Code == pgerrcode.TooManyConnections:
+		mend = "alter system set max_wal_senders = 10; -- and restart the server; or, where its connections are all taken: end some."
 	case strings.HasPrefix(pgErr.Code, "08"), strings.Contains(pgErr.Message, "unsupported startup parameter"):
 		mend = "Give the server's own address: replication does not go through a pooler."
 	}

@@ -39,7 +39,8 @@ func layer() ([]file, string, error) {
 			return nil, "", fmt.Errorf("read %s: %w", name, err)
 		}
 		hash.Write(text)
-		files = append(files, file{name, string(text)})
+		// Not every encoding has an ellipsis.
+		files = append(files, file{name, strings.ReplaceAll(string(text), "…", "...")})
 	}
 	return files, hex.EncodeToString(hash.Sum(nil)), nil
 }

@@ -19,6 +19,9 @@ import (
 // gooseTable is where goose keeps which migrations were run.
 const gooseTable = "sequin.goose_db_version"
 
+// searchPath keeps what others have put into a schema of the role's own path out of what is installed.
+const searchPath = "pg_catalog, pg_temp"
+
 // lockKey is of the advisory lock that one installation at a time holds.
 const lockKey = 7190234
 
@@ -79,7 +82,7 @@ func Up(ctx context.Context, databaseURL string, log *slog.Logger) error {
 func settle(ctx context.Context, conn *pgx.Conn) error {
 	_, err := conn.Exec(ctx, `set statement_timeout = 0; set lock_timeout = 0; set client_min_messages = warning;
 		set default_transaction_read_only = off; set default_transaction_isolation = 'read committed'; set client_encoding = 'UTF8';
-		set standard_conforming_strings = on`)
+		set standard_conforming_strings = on; set search_path = `+searchPath)
 	if err != nil {
 		return fmt.Errorf("prepare connection: %w", err)
 	}
@@ -94,6 +97,7 @@ func migrate(ctx context.Context, databaseURL string, log *slog.Logger) error {
 	}
 	config.RuntimeParams["statement_timeout"] = "0"
 	config.RuntimeParams["default_transaction_read_only"] = "off"
+	config.RuntimeParams["search_path"] = searchPath
 	db := stdlib.OpenDB(*config)
 	defer db.Close()
 	provider, err := newProvider(db)
@@ -135,17 +139,7 @@ func install(ctx context.Context, conn *pgx.Conn, log *slog.Logger) error {
 		if isCurrent {
 			return nil
 		}
-		if _, err := tx.Exec(ctx, `set local search_path = pg_catalog, pg_temp`); err != nil {
-			return fmt.Errorf("set search_path: %w", err)
-		}
-		var isUTF8 bool
-		if err := tx.QueryRow(ctx, `select pg_catalog.current_setting('server_encoding') = 'UTF8'`).Scan(&isUTF8); err != nil {
-			return fmt.Errorf("look at the encoding: %w", err)
-		}
 		for _, f := range files {
-			if !isUTF8 {
-				f.text = strings.ReplaceAll(f.text, "…", "...") // not every encoding has it
-			}
 			// Without arguments, the file goes as it is: many statements, in one message.
 			if _, err := tx.Exec(ctx, f.text); err != nil {
 				return locate(f, err)

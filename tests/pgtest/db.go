@@ -54,6 +54,12 @@ func Empty(t testing.TB) *DB {
 	return create(t, Cluster(t), "")
 }
 
+// EmptyIn returns one that is made with these options.
+func EmptyIn(t testing.TB, options string) *DB {
+	t.Helper()
+	return create(t, Cluster(t), " "+options)
+}
+
 // EmptyOn returns a database without the schema, on a cluster of the test's own.
 func EmptyOn(t testing.TB, c *localpg.Cluster) *DB {
 	t.Helper()

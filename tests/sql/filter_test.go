@@ -264,7 +264,7 @@ func TestFilterColumnChanges(t *testing.T) {
 					t.Errorf("it is %s", state)
 				}
 				health := pgtest.Value[string](f.DB, `select concat_ws('|', status, detail, hint) from sequin.health() where name = 'consumer c'`)
-				if !strings.HasPrefix(health, "error|") || !strings.Contains(health, test.problem) || !strings.Contains(health, "alter_consumer('c', filter => …)") {
+				if !strings.HasPrefix(health, "error|") || !strings.Contains(health, test.problem) || !strings.Contains(health, "alter_consumer('c', filter => ...)") {
 					t.Errorf("health() says %s", health)
 				}
 				if state := pgtest.Value[string](f.DB, `select string_agg(state, ' ') from sequin.consumers where name <> 'c'`); state != "active active" {

@@ -196,7 +196,7 @@ func TestRepublishErrors(t *testing.T) {
 	f.write(inserts(1)...)
 	f.Exec(`create function touch() returns int language sql volatile as 'insert into other values (1); select 1'`)
 	for _, test := range []struct{ consumer, query, code, message, hint string }{
-		{"c", `select note from item`, "22023", "neither seq nor the key", "select seq from sequin.messages where stream = 's' and …; or select * from public.item"},
+		{"c", `select note from item`, "22023", "neither seq nor the key", "select seq from sequin.messages where stream = 's' and ...; or select * from public.item"},
 		{"c", `select note from item where false`, "22023", "note", "public.item"},
 		{"c", `select 99 as seq`, "22023", "no message 99", "sequin.messages"},
 		{"c", `select null::bigint as seq`, "22023", "null", "bigint"},
@@ -212,7 +212,7 @@ func TestRepublishErrors(t *testing.T) {
 		{"x", `select 1 as seq`, "42704", `"x"`, ""},
 		{"c", `select 'abc' as id`, "22023", `consumer "c": the query returns what is no key of public.item`, "id"},
 		{"c", `select 3000000000 as id`, "22023", `consumer "c": the query returns what is no key of public.item`, "id"},
-		{"e", `select * from bare`, "22023", "neither seq nor the key", "select seq from sequin.messages where stream = 'bare' and …;"},
+		{"e", `select * from bare`, "22023", "neither seq nor the key", "select seq from sequin.messages where stream = 'bare' and ...;"},
 	} {
 		e := f.Error(`select sequin.republish($1, $2)`, test.consumer, test.query)
 		if e.Code != test.code || !strings.Contains(e.Message, test.message) || !strings.Contains(e.Hint, test.hint) {

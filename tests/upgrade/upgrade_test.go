@@ -180,6 +180,34 @@ func TestDump(t *testing.T) {
 	same(t, catalog(db), before)
 }
 
+// plant makes a function in the installer's own path that fits a call better than the system's.
+func plant(db *pgtest.DB) {
+	db.Exec(`create function public.format(text, text) returns text language plpgsql as $$ begin raise 'planted'; end $$`)
+}
+
+// Nobody's function is run as the installer, and a database need not be UTF-8.
+func TestUpAmongOthers(t *testing.T) {
+	t.Parallel()
+	planted := pgtest.Empty(t)
+	plant(planted)
+	up(t, planted)
+	dumped := pgtest.Empty(t)
+	plant(dumped)
+	latin := pgtest.EmptyIn(t, `encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0`)
+	var script bytes.Buffer
+	if err := schema.Dump(&script); err != nil {
+		t.Fatal(err)
+	}
+	for _, db := range []*pgtest.DB{dumped, latin} {
+		if _, err := db.Connect().PgConn().Exec(t.Context(), script.String()).ReadAll(); err != nil {
+			t.Fatal(err)
+		}
+		if s := state(t, db); s != schema.Same {
+			t.Errorf("got state %v", s)
+		}
+	}
+}
+
 // psql takes the dump as it is.
 func TestDumpWithPsql(t *testing.T) {
 	t.Parallel()
