@@ -38,8 +38,8 @@ begin
   end if;
 end $$;
 
--- Checks group_by against the stream's tables. 42703 names a column that is missing from one; a WARNING says where
--- deletes will not carry it.
+-- Checks group_by against the stream's tables. 42703 names a column that is missing from one; a WARNING says which changes
+-- will not carry it.
 create or replace function sequin._check_group_by(c sequin.consumer)
 returns void
 language plpgsql
@@ -51,6 +51,7 @@ declare
   v_problem text;
   v_table sequin.source_table;
   v_sent text[];
+  v_without text;
   v_is_far boolean := exists (
     select from sequin.stream m join sequin.source s on s.id = m.source_id where m.id = c.stream_id and s.conninfo is not null);
 begin
@@ -87,11 +88,17 @@ begin
               then ' in its messages: it is generated, and the server does not send it' else '' end),
           hint = sequin._did_you_mean(v_column, v_sent, 'Each table of the stream must have it.');
       end if;
-      if not v_column = any (v_table.key_columns) and exists (
+      v_without := concat_ws(' and ',
+        case when 'delete' = any (c.actions) then 'deletes' end,
+        case when c.actions && '{update}' and exists (
+          select from pg_attribute a
+          where a.attrelid = v_table.relation_oid and a.attname = v_column and a.attlen = -1 and a.attstorage <> 'p')
+          then 'updates that leave a large value as it was' end);
+      if v_without <> '' and not v_column = any (v_table.key_columns) and exists (
            select from pg_class k where k.oid = v_table.relation_oid and k.relreplident <> 'f') then
         raise warning using
-          message = format('deletes from %I.%I do not carry "%s": they are a group of their own', v_table.schema_name,
-            v_table.table_name, v_column),
+          message = format('of %I.%I, %s do not carry "%s": they are a group of their own', v_table.schema_name,
+            v_table.table_name, v_without, v_column),
           hint = format('alter table %I.%I replica identity full;', v_table.schema_name, v_table.table_name);
       end if;
     end loop;
@@ -275,7 +282,7 @@ begin
   v_new.is_rows := v_stream.mode = 'rows';
   v_new.filter := filter;
   v_new.transform := transform;
-  v_new.actions := array(select distinct a.action from unnest(actions) a(action) order by a.action);
+  v_new.actions := case when actions is not null then array(select distinct a.action from unnest(actions) a(action) order by a.action) end;
   v_new.group_by := group_by;
   v_new.start_at := start_at;
   v_new.ack_wait := ack_wait;
@@ -309,7 +316,11 @@ begin
     raise duplicate_object using
       message = format('consumer "%s" exists already%s', name, case when if_not_exists then ', and is another one' else '' end),
       hint = case when if_not_exists
-        then format('select * from sequin.consumers where name = %L; shows it, sequin.alter_consumer(%L, …) changes it.', name, name)
+        then format(case
+               when v_old.stream_id = v_new.stream_id and v_old.start_at = v_new.start_at and start_row is null
+                 then 'select * from sequin.consumers where name = %1$L; shows it, sequin.alter_consumer(%1$L, …) changes it.'
+               else 'It reads another stream, or began elsewhere: select * from sequin.consumers where name = %1$L; shows it. Give this one '
+                 'another name, or sequin.drop_consumer(%1$L) first.' end, name)
         else 'if_not_exists => true makes the same definition a no-op.' end;
   end if;
   perform sequin._check_group_by(v_new);

@@ -60,9 +60,20 @@ declare
   v_row record;
   v_is_any boolean := false;
 begin
+  if query is null then
+    raise invalid_parameter_value using
+      message = pg_catalog.format('consumer "%s": the query is null', consumer),
+      hint = 'It is a SELECT that returns seq, or rows of a streamed table.';
+  end if;
   begin
     open v_cursor no scroll for execute query;
-  exception when invalid_cursor_definition or feature_not_supported or null_value_not_allowed then
+  exception when syntax_error or undefined_table or undefined_column or undefined_function or undefined_object or ambiguous_column
+      or invalid_schema_name or datatype_mismatch or undefined_parameter then
+    raise exception using
+      errcode = sqlstate,
+      message = pg_catalog.format('consumer "%s": the query: %s', consumer, sqlerrm),
+      hint = 'It is a SELECT that returns seq, or rows of a streamed table.';
+  when invalid_cursor_definition or feature_not_supported or null_value_not_allowed then
     raise invalid_parameter_value using
       message = pg_catalog.format('consumer "%s": the query cannot be republished: %s', consumer, sqlerrm),
       hint = 'It is one SELECT, which changes nothing.';

@@ -243,8 +243,9 @@ begin
     raise duplicate_object using
       message = format('stream "%s" exists already%s', name, case when if_not_exists then ', and is another one' else '' end),
       hint = case when if_not_exists
-        then format('It is %s of %s of source "%s". Give this one another name, or sequin.drop_stream(%L) first.', v_old.mode,
-               array_to_string(v_old_tables, ', '), (select s.name from sequin.source s where s.id = v_old.source_id), name)
+        then format('It is %s of %s of source "%s", sorted by %s. Give this one another name, or sequin.drop_stream(%L) first.', v_old.mode,
+               array_to_string(v_old_tables, ', '), (select s.name from sequin.source s where s.id = v_old.source_id),
+               coalesce(quote_ident(v_old.sort_column), 'primary key'), name)
         else 'if_not_exists => true makes the same definition a no-op.' end;
   end if;
 

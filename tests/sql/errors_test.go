@@ -49,8 +49,11 @@ func TestErrors(t *testing.T) {
 		}
 	}
 	if pgtest.Major() > 12 {
-		if e := db.Error(`select sequin.create_stream('x', '{keyless}')`); e.Code != "55000" || !strings.Contains(e.Hint, "add primary key") {
-			t.Errorf("%s %s, hint %q", e.Code, e.Message, e.Hint)
+		for _, identity := range []string{"full", "default"} {
+			db.Exec(`alter table keyless replica identity ` + identity)
+			if e := db.Error(`select sequin.create_stream('x', '{keyless}')`); e.Code != "55000" || e.Hint != "alter table public.keyless add primary key (...);" {
+				t.Errorf("%s %s, hint %q", e.Code, e.Message, e.Hint)
+			}
 		}
 	}
 	for _, test := range []struct {
@@ -86,13 +89,15 @@ func TestErrors(t *testing.T) {
 		{`select sequin.create_stream(repeat('é', 25), '{orders}')`, "22023", "name", "48"},
 		{`select sequin.create_stream('orders', '{orders}')`, "42710", `"orders"`, "if_not_exists"},
 		{`select sequin.create_stream('orders', '{orders}', mode => 'changes', if_not_exists => true)`, "42710", `"orders"`, "drop_stream"},
+		{`select sequin.create_stream('orders', '{orders}', sort_column => 'note', if_not_exists => true)`, "42710", `"orders"`, "sorted by primary key"},
 		{`select sequin.create_stream('x', '{orders}', mode => 'row')`, "22023", "mode", "rows"},
 		{`select sequin.create_stream('x', '{orders}', mode => null)`, "22023", "mode", "rows"},
 		{`select sequin.create_stream('x', '{orders}', sort_column => 'nota')`, "42703", `"nota"`, `"note"`},
 		{`select sequin.create_stream('x', '{orders}', source => 'locale')`, "42704", `"locale"`, `"local"`},
 		{`select sequin.create_stream('x', '{orders}', source => null)`, "42704", "source", "create_source"},
 		{`select sequin.create_stream('x', '{bare}')`, "55000", "bare", "alter table public.bare"},
-		{`select sequin.create_stream('x', '{nothing}')`, "55000", "nothing", "alter table public.nothing"},
+		{`select sequin.create_stream('x', '{nothing}')`, "55000", "nothing", "alter table public.nothing replica identity default;"},
+		{`create type pair as (a int, b int); select sequin.create_stream('x', '{pair}')`, "22023", "a composite type", "write-ahead log"},
 		{`select sequin.create_stream('x', '{deferred}')`, "55000", "is deferrable", "alter table public.deferred drop constraint deferred_pkey"},
 		{`select sequin.create_stream('x', '{part}')`, "22023", "partition", "parent"},
 		{`select sequin.create_stream('x', '{fast}')`, "55000", "unlogged", "set logged"},
@@ -109,6 +114,11 @@ func TestErrors(t *testing.T) {
 		{`select sequin.create_consumer('x', 'ordres')`, "42704", `"ordres"`, `"orders"`},
 		{`select sequin.create_consumer('mailer', 'orders')`, "42710", `"mailer"`, "if_not_exists"},
 		{`select sequin.create_consumer('mailer', 'orders', ack_wait => '1 hour', if_not_exists => true)`, "42710", `"mailer"`, "alter_consumer"},
+		{`select sequin.create_consumer('mailer', 'sums', if_not_exists => true)`, "42710", `"mailer"`, "drop_consumer"},
+		{`select sequin.create_consumer('x', 'orders', actions => null)`, "22023", `"x": actions is null`, "insert"},
+		{`select sequin.republish('mailer', null)`, "22023", `consumer "mailer": the query is null`, "SELECT"},
+		{`select sequin.republish('mailer', 'selec 1')`, "42601", `consumer "mailer": the query: syntax error`, "SELECT"},
+		{`select sequin.republish('mailer', 'select * from nowhere')`, "42P01", `consumer "mailer": the query: relation "nowhere"`, "SELECT"},
 		{`select sequin.create_consumer('', 'orders')`, "22023", "name", ""},
 		{`select sequin.create_consumer('x', 'orders', actions => '{inserted}')`, "22023", `"x"`, "insert"},
 		{`select sequin.create_consumer('x', 'orders', actions => '{}')`, "22023", `"x"`, "insert"},

@@ -37,6 +37,24 @@ func TestChangesMode(t *testing.T) {
 	}
 }
 
+// Without full identity some changes do not carry a column that messages are grouped by: create_consumer says which.
+func TestGroupByWithoutOldValues(t *testing.T) {
+	f := bridged(t)
+	f.Exec(`create table plain (id int primary key, grp int, doc text); select sequin.create_stream('s', '{plain}')`)
+	for _, test := range []struct{ name, options, want string }{
+		{"a", `group_by => '{grp}'`, `of public.plain, deletes do not carry "grp"`},
+		{"b", `group_by => '{doc}'`, `of public.plain, deletes and updates that leave a large value as it was do not carry "doc"`},
+		{"c", `group_by => '{doc}', actions => '{insert,update}'`, `of public.plain, updates that leave a large value as it was do not carry "doc"`},
+		{"d", `group_by => '{grp}', actions => '{insert,update}'`, ``},
+		{"e", `group_by => '{id}'`, ``},
+	} {
+		got := f.notices(`select sequin.create_consumer('` + test.name + `', 's', ` + test.options + `)`)
+		if test.want == "" && len(got) > 0 || test.want != "" && (len(got) != 1 || !strings.HasPrefix(got[0].Message, test.want)) {
+			t.Errorf("%s: it says %+v", test.options, got)
+		}
+	}
+}
+
 // Without full identity Postgres gives the old key only: create_stream says so, and with what statement to mend it.
 func TestChangesModeWithoutOldValues(t *testing.T) {
 	f := bridged(t)
