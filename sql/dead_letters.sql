@@ -52,7 +52,8 @@ end $$;
 comment on function sequin.redrive(text, bigint[]) is
 'Puts dead letters back: they are delivered again, counting from one, each before whatever is left of its group. Those
 that filter or transform failed on are decided on again: what fails again stays, with the new error, and what is not the
-consumer''s goes. One that comes again anyway, after a rewind, does not come twice.
+consumer''s goes. One that comes again anyway, after a rewind, does not come twice. Of a stream of rows, a letter comes again
+as it was, and so after newer versions of its row that were delivered meanwhile: seq says which is newer.
 
 consumer  whose
 seqs      which; default: all of them
