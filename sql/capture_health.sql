@@ -102,19 +102,26 @@ begin
 
   -- Partitions are made, attached and altered without anybody's asking; the first of each table is named.
   return query
-    select format('table %I.%I', t.schema_name, t.table_name), 'error',
-           case when l.is_outside then format('its partition %s is unlogged or foreign: what is written there is not captured', l.name)
-                else format('its partition %s has no primary key or replica identity: updates and deletes of its rows fail', l.name) end,
-           case when l.is_outside then format('alter table %1$s set logged; or, of a foreign one: alter table … detach partition %1$s;', l.name)
-                else format('alter table %1$s add primary key (…); or, where it has none: alter table %1$s replica identity full;', l.name) end
+    select format('table %I.%I', t.schema_name, t.table_name), 'error', format(l.detail, l.name), format(l.hint, l.name)
     from sequin.source_table t
     join pg_class c on c.oid = t.relation_oid and c.relkind = 'p'
     cross join lateral (
-      select sequin._table_name(d.relid) as name, o.is_outside
+      select f.detail, f.hint, n.name
       from pg_partition_tree(c.oid) d
-      cross join lateral (select sequin._is_outside_wal(d.relid) as is_outside) o
-      where d.isleaf and d.relid <> c.oid and (o.is_outside or not sequin._has_replica_identity(d.relid))
-      order by o.is_outside desc, d.relid
+      cross join lateral sequin._table_name(d.relid) n(name)
+      cross join lateral (values
+        (1, sequin._is_outside_wal(d.relid),
+         'its partition %s is unlogged or foreign: what is written there is not captured',
+         'alter table %1$s set logged; or, of a foreign one: alter table … detach partition %1$s;'),
+        (2, not sequin._has_replica_identity(d.relid),
+         'its partition %s has no primary key or replica identity: updates and deletes of its rows fail',
+         'alter table %1$s add primary key (…); or, where it has none: alter table %1$s replica identity full;'),
+        (3, sequin._identity_mend(c.oid, d.relid) is not null,
+         'the replica identity of its partition %s lacks columns of its key: updates and deletes of its rows come without it',
+         replace(sequin._identity_mend(c.oid, d.relid), '%', '%%'))
+      ) f(n, is_so, detail, hint)
+      where d.isleaf and d.relid <> c.oid and f.is_so
+      order by f.n, d.relid
       limit 1) l
     where t.source_id = source.id and sequin._is_captured(t.id)
     order by t.id;

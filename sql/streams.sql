@@ -49,6 +49,31 @@ as $$
   from pg_class c where c.oid = relation
 $$;
 
+-- The statement that gives a partition its root's replica identity, where its own lacks columns of the root's key: its changes
+-- come under the root's name, and their old rows would have none. Null: it has them, or none at all.
+create or replace function sequin._identity_mend(root oid, leaf oid)
+returns text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select format(case when r.relreplident = 'i' and m.name is not null then 'alter table %1$s replica identity using index %2$s;'
+                     when r.relreplident = 'd' then 'alter table %1$s replica identity default;'
+                     else 'alter table %1$s replica identity full;' end, sequin._table_name(l.oid), m.name)
+  from pg_class r
+  join pg_index k on k.indrelid = r.oid and case r.relreplident when 'i' then k.indisreplident else k.indisprimary end
+  join pg_class l on l.oid = leaf and l.relkind = 'r' and l.relreplident in ('d', 'i')
+  join pg_index o on o.indrelid = l.oid and case l.relreplident when 'i' then o.indisreplident else o.indisprimary end
+  left join lateral (
+    select quote_ident(n.relname) as name from pg_index i join pg_class n on n.oid = i.indexrelid
+    where i.indrelid = l.oid and k.indexrelid in (select a.relid from pg_partition_ancestors(i.indexrelid) a)) m on true
+  where r.oid = root and (l.relreplident = 'i' or r.relreplident = 'i') and exists (
+    select from unnest(k.indkey::int2[]) with ordinality c(attnum, position)
+    join pg_attribute a on a.attrelid = r.oid and a.attnum = c.attnum
+    left join pg_attribute b on b.attrelid = l.oid and b.attname = a.attname
+    where c.position <= k.indnkeyatts and not coalesce(b.attnum = any ((o.indkey::int2[])[0:o.indnkeyatts - 1]), false))
+$$;
+
 -- Whether what is written to a table, or to a partition of its own, leaves no trace of its rows.
 create or replace function sequin._is_outside_wal(relation oid)
 returns boolean
@@ -194,6 +219,12 @@ begin
         message = format('%s has replica identity full and a virtual generated column: its updates and deletes would fail once published',
           sequin._table_name(v_leaf)),
         hint = format('alter table %s replica identity default;', sequin._table_name(v_leaf));
+    end if;
+    if v_leaf <> relation and sequin._identity_mend(relation, v_leaf) is not null then
+      raise object_not_in_prerequisite_state using
+        message = format('the replica identity of partition %s lacks columns of the key of %s: its updates and deletes would come without it',
+          sequin._table_name(v_leaf), v_table),
+        hint = sequin._identity_mend(relation, v_leaf);
     end if;
   end loop;
 end $$;

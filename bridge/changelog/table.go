@@ -157,7 +157,8 @@ func (t *Table) isKeyChanged(u *wal.Update) bool {
 		return false
 	}
 	for _, i := range t.key {
-		if v := value(i, u.New, u.Old); v.Kind != u.Old[i].Kind || !bytes.Equal(v.Text, u.Old[i].Text) {
+		// One that was not sent, as a partition's own identity is without it, was not changed.
+		if u.Old[i].Kind == wal.Text && !bytes.Equal(value(i, u.New, u.Old).Text, u.Old[i].Text) {
 			return true
 		}
 	}
