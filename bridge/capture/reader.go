@@ -320,7 +320,7 @@ func (r *reader) relation(ctx context.Context, rel *wal.Relation) error {
 	if !ok {
 		return nil // a partition, whose changes come under its root, or a table that is not streamed any more
 	}
-	key, isRoot, isSame, err := r.describe(ctx, rel)
+	key, isMixed, isSame, err := r.describe(ctx, rel)
 	if err != nil {
 		return err
 	}
@@ -328,7 +328,7 @@ func (r *reader) relation(ctx context.Context, rel *wal.Relation) error {
 		if err := r.awaitSeen(ctx, rel); err != nil {
 			return err
 		}
-		if key, isRoot, _, err = r.describe(ctx, rel); err != nil {
+		if key, isMixed, _, err = r.describe(ctx, rel); err != nil {
 			return err
 		}
 	}
@@ -336,39 +336,50 @@ func (r *reader) relation(ctx context.Context, rel *wal.Relation) error {
 	if !rel.Has(key) && rel.Has(r.keys[rel.OID]) {
 		key = r.keys[rel.OID]
 	}
-	r.tables[rel.OID], r.keys[rel.OID] = changelog.NewTable(r.types, rel, route, key, isRoot), key
+	r.tables[rel.OID], r.keys[rel.OID] = changelog.NewTable(r.types, rel, route, key, isMixed), key
 	return nil
 }
 
 // describe finds out about a relation's types, and returns what keyColumns does. isSame: the catalog has all of it as the
 // stream says it is.
-func (r *reader) describe(ctx context.Context, rel *wal.Relation) (key []string, isRoot, isSame bool, err error) {
+func (r *reader) describe(ctx context.Context, rel *wal.Relation) (key []string, isMixed, isSame bool, err error) {
 	if isSame, err = r.types.Know(ctx, r.catalog, rel); err == nil {
-		key, isRoot, err = r.keyColumns(ctx, rel)
+		key, isMixed, err = r.keyColumns(ctx, rel)
 	}
 	if err != nil {
 		return nil, false, false, fmt.Errorf("take note of table %s.%s: %w", rel.Schema, rel.Name, err)
 	}
-	return key, isRoot, isSame && rel.IsIdentity(key), nil
+	return key, isMixed, isSame && rel.IsIdentity(key), nil
 }
 
-// keyColumns returns the columns that name a relation's rows, and whether it is partitioned, and has what it looks like now
-// put on record.
-func (r *reader) keyColumns(ctx context.Context, rel *wal.Relation) (key []string, isRoot bool, err error) {
+// mixedQuery takes no lock on partitions, which somebody else may have for long.
+const mixedQuery = `
+	select sequin.bridge_relation($1, $2, $3, $4), exists (
+	  with recursive down(oid, kind) as (
+	    select c.oid, c.relkind from pg_catalog.pg_class c where c.oid = $2::bigint::oid and c.relkind = 'p'
+	    union all
+	    select c.oid, c.relkind
+	    from down d join pg_catalog.pg_inherits i on i.inhparent = d.oid join pg_catalog.pg_class c on c.oid = i.inhrelid
+	    where d.kind = 'p'
+	  )
+	  select from down d join pg_catalog.pg_class c on c.oid = d.oid where d.kind <> 'p' and c.relreplident <> 'f')`
+
+// keyColumns returns the columns that name a relation's rows, and whether it is partitioned and not every partition's old rows
+// are whole, and has what it looks like now put on record.
+func (r *reader) keyColumns(ctx context.Context, rel *wal.Relation) (key []string, isMixed bool, err error) {
 	if r.session.target == nil {
-		err = r.home.QueryRow(ctx, `select sequin.bridge_relation($1, $2, $3, $4), exists (
-			select from pg_catalog.pg_class c where c.oid = $2::bigint::oid and c.relkind = 'p')`, r.sourceID, int64(rel.OID), rel.Schema, rel.Name).
-			Scan(&key, &isRoot)
-		return key, isRoot, err
+		err = r.home.QueryRow(ctx, mixedQuery, r.sourceID, int64(rel.OID), rel.Schema, rel.Name).
+			Scan(&key, &isMixed)
+		return key, isMixed, err
 	}
 	var columns, identity []string // no columns: it has been dropped since
-	err = r.catalog.QueryRow(ctx, source.ColumnsQuery, int64(rel.OID)).Scan(&key, &columns, &identity, &isRoot)
+	err = r.catalog.QueryRow(ctx, source.ColumnsQuery, int64(rel.OID)).Scan(&key, &columns, &identity, &isMixed)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return nil, false, err
 	}
 	err = r.home.QueryRow(ctx, `select sequin.bridge_far_relation($1, $2, $3, $4, $5, $6, $7)`,
 		r.sourceID, int64(rel.OID), rel.Schema, rel.Name, key, columns, identity).Scan(&key)
-	return key, isRoot, err
+	return key, isMixed && identity != nil, err
 }
 
 func (r *reader) loadRoutes(ctx context.Context) error {

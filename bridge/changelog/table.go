@@ -22,7 +22,7 @@ type Table struct {
 	schema   []byte
 	name     []byte
 	isUTF8   bool
-	isRoot   bool // partitioned: its replica identity is not its partitions'
+	isMixed  bool // what is sent as a whole old row may be its key: see isKeyOnly
 }
 
 type column struct {
@@ -31,11 +31,12 @@ type column struct {
 }
 
 // NewTable describes a relation, whose types are known as far as they are there. keyColumns are those of the catalog now: the
-// relation's own say which they were when the change was made, wherever its replica identity does. isRoot: it is partitioned.
-func NewTable(types *Types, rel *wal.Relation, route int32, keyColumns []string, isRoot bool) *Table {
+// relation's own say which they were when the change was made, wherever its replica identity does. isMixed: it is partitioned,
+// and not every partition's replica identity is full.
+func NewTable(types *Types, rel *wal.Relation, route int32, keyColumns []string, isMixed bool) *Table {
 	t := &Table{
 		Route: route, group: route, relation: rel, schema: []byte(rel.Schema), name: []byte(rel.Name),
-		isUTF8: types.isUTF8, isRoot: isRoot,
+		isUTF8: types.isUTF8, isMixed: isMixed,
 	}
 	var identity []int
 	for i, c := range rel.Columns {
@@ -185,7 +186,7 @@ func (t *Table) appendRecord(b []byte, tuple, old wal.Tuple, omitted []int) []by
 // isKeyOnly tells whether of an old row only the key was sent: the other columns come as null, and are not. Changes of a
 // partition come under the root's replica identity, and may have been made under another.
 func (t *Table) isKeyOnly(kind byte, old wal.Tuple) bool {
-	if kind == 'K' || !t.isRoot || len(t.key) == 0 {
+	if kind == 'K' || !t.isMixed || len(t.key) == 0 {
 		return kind == 'K'
 	}
 	for i, v := range old {

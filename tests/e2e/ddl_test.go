@@ -207,6 +207,23 @@ func TestPartitionIdentities(t *testing.T) {
 		`update p 102 {"a": "z", "b": "w", "id": 102} {"b": "y", "id": 101}`,
 		`delete p 2 {"id": 2} -`,
 		`delete p 102 {"a": "z", "b": "w", "id": 102} -`)
+
+	// Once each partition's is full, what is null in an old row was null.
+	before := messages(t, db, "p")
+	db.Exec(`alter table p1 replica identity full`)
+	db.Exec(`insert into p values (1), (101)`)
+	db.Exec(`update p set a = 'z' where id = 1`)
+	db.Exec(`update p set id = 102, b = 'w' where id = 101`)
+	db.Exec(`update p set a = null`)
+	db.Exec(`delete from p where id = 1`)
+	awaitMessages(t, db, "p", append(before,
+		`insert p 1 {"a": null, "b": null, "id": 1} -`,
+		`insert p 101 {"a": null, "b": null, "id": 101} -`,
+		`update p 1 {"a": "z", "b": null, "id": 1} {"a": null}`,
+		`update p 102 {"a": null, "b": "w", "id": 102} {"b": null, "id": 101}`,
+		`update p 1 {"a": null, "b": null, "id": 1} {"a": "z"}`,
+		`update p 102 {"a": null, "b": "w", "id": 102} {}`,
+		`delete p 1 {"a": null, "b": null, "id": 1} -`)...)
 }
 
 // A partition whose old rows come without its root's key is refused, and named where it comes later; the statement that is
