@@ -332,24 +332,27 @@ func (r *reader) relation(ctx context.Context, rel *wal.Relation) error {
 			return err
 		}
 	}
-	// A key column that was renamed since has its old name here.
-	if !rel.Has(key) && rel.Has(r.keys[rel.OID]) {
-		key = r.keys[rel.OID]
-	}
 	r.tables[rel.OID], r.keys[rel.OID] = changelog.NewTable(r.types, rel, route, key, isMixed), key
 	return nil
 }
 
-// describe finds out about a relation's types, and returns what keyColumns does. isSame: the catalog has all of it as the
-// stream says it is.
+// describe finds out about a relation's types, and returns the columns that named its rows then, and what keyColumns does.
+// isSame: the catalog has all of it as the stream says it is.
 func (r *reader) describe(ctx context.Context, rel *wal.Relation) (key []string, isMixed, isSame bool, err error) {
-	if isSame, err = r.types.Know(ctx, r.catalog, rel); err == nil {
+	var columns []string
+	var dropped []int64
+	isKnown, err := r.types.Know(ctx, r.catalog, rel)
+	if err == nil {
 		key, isMixed, err = r.keyColumns(ctx, rel)
+	}
+	if err == nil {
+		err = r.catalog.QueryRow(ctx, columnsQuery, int64(rel.OID)).Scan(&columns, &dropped)
 	}
 	if err != nil {
 		return nil, false, false, fmt.Errorf("take note of table %s.%s: %w", rel.Schema, rel.Name, err)
 	}
-	return key, isMixed, isSame && rel.IsIdentity(key), nil
+	key, isSame = keyThen(rel, key, r.keys[rel.OID], columns, dropped)
+	return key, isMixed, isSame && isKnown, nil
 }
 
 // mixedQuery takes no lock on partitions, which somebody else may have for long.

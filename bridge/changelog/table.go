@@ -30,9 +30,9 @@ type column struct {
 	form  *form
 }
 
-// NewTable describes a relation, whose types are known as far as they are there. keyColumns are those of the catalog now: the
-// relation's own say which they were when the change was made, wherever its replica identity does. isMixed: it is partitioned,
-// and not every partition's replica identity is full.
+// NewTable describes a relation, whose types are known as far as they are there. keyColumns are those that named its rows, as
+// far as is known: the relation's own say it wherever its replica identity does. isMixed: it is partitioned, and not every
+// partition's replica identity is full.
 func NewTable(types *Types, rel *wal.Relation, route int32, keyColumns []string, isMixed bool) *Table {
 	t := &Table{
 		Route: route, group: route, relation: rel, schema: []byte(rel.Schema), name: []byte(rel.Name),

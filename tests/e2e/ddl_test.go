@@ -437,6 +437,82 @@ func TestKeys(t *testing.T) {
 		`insert t 2 {"a": "x", "id": 2} -`, `insert t 3 {"a": "x", "id2": 3} -`)
 }
 
+// A row's key is what it was when it was written, whatever its columns, or others, have come to be called since, and
+// whatever the key is by now.
+func TestKeysThen(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name, make, first, then string
+		want                    []string
+	}{
+		{
+			"renamed twice", `create table t (id int primary key, n int); alter table t replica identity full`, `insert into t values (1, 0)`,
+			`alter table t rename id to b; update t set n = 1; alter table t rename b to c`,
+			[]string{`insert t 1 {"n": 0, "id": 1} -`, `update t 1 {"b": 1, "n": 1} {"n": 0}`},
+		},
+		{
+			"renamed twice beside a dropped one",
+			`create table t (x int, id int primary key, n int); alter table t drop x; alter table t replica identity full`, `insert into t values (1, 0)`,
+			`alter table t rename id to b; update t set n = 1; alter table t rename b to c`,
+			[]string{`insert t 1 {"n": 0, "id": 1} -`, `update t 1 {"b": 1, "n": 1} {"n": 0}`},
+		},
+		{
+			"names changed places", `create table t (id int primary key, code int, n int); alter table t replica identity full`, `insert into t values (1, 2, 0)`,
+			`begin; update t set n = 1; alter table t rename id to tmp; alter table t rename code to id; alter table t rename tmp to code; update t set n = 2; commit`,
+			[]string{
+				`insert t 1 {"n": 0, "id": 1, "code": 2} -`, `update t 1 {"n": 1, "id": 1, "code": 2} {"n": 0}`,
+				`update t 1 {"n": 2, "id": 2, "code": 1} {"n": 1}`,
+			},
+		},
+		{
+			"another key", `create table t (id int, k text, n int, primary key (k, id))`, `insert into t values (1, 'x', 0)`,
+			`update t set n = 1; alter table t drop constraint t_pkey, add primary key (id); update t set n = 2`,
+			[]string{
+				`insert t x,1 {"k": "x", "n": 0, "id": 1} -`, `update t x,1 {"k": "x", "n": 1, "id": 1} -`, `update t 1 {"k": "x", "n": 2, "id": 1} -`,
+			},
+		},
+		{
+			"another column of its name", `create table t (id int primary key, new_id bigint not null); alter table t replica identity full`,
+			`insert into t values (1, -1)`,
+			`update t set new_id = 1; begin; alter table t drop constraint t_pkey; alter table t rename id to old_id; alter table t rename new_id to id; alter table t add primary key (id); commit; update t set old_id = 0`,
+			[]string{
+				`insert t 1 {"id": 1, "new_id": -1} -`, `update t 1 {"id": 1, "new_id": 1} {"new_id": -1}`, `update t 1 {"id": 1, "old_id": 0} {"old_id": 1}`,
+			},
+		},
+		{
+			"others dropped and added", `create table t (x int, id int primary key, n int); alter table t replica identity full`, `insert into t values (7, 1, 0)`,
+			`update t set n = 1; alter table t drop x, add y int; update t set n = 2`,
+			[]string{
+				`insert t 1 {"n": 0, "x": 7, "id": 1} -`, `update t 1 {"n": 1, "x": 7, "id": 1} {"n": 0}`, `update t 1 {"n": 2, "y": null, "id": 1} {"n": 1}`,
+			},
+		},
+	} {
+		for _, isBehind := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, behind %t", test.name, isBehind), func(t *testing.T) {
+				t.Parallel()
+				db := pgtest.New(t)
+				db.Exec(test.make + `; select sequin.create_stream('t', '{t}', mode => 'changes')`)
+				stop := pgtest.StartBridge(t, db.URL)
+				conn := db.Connect()
+				db.Exec(test.first)
+				awaitMessages(t, db, "t", test.want[0])
+				if isBehind {
+					stop()
+				}
+				for _, statement := range strings.SplitAfter(test.then, "; ") {
+					if _, err := conn.Exec(t.Context(), statement); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if isBehind {
+					pgtest.StartBridge(t, db.URL)
+				}
+				awaitMessages(t, db, "t", test.want...)
+			})
+		}
+	}
+}
+
 // Generated columns: from 18 on the stored ones are there, and never is an update of the user's made to fail.
 func TestGeneratedColumns(t *testing.T) {
 	t.Parallel()
