@@ -3,6 +3,7 @@ package capture
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -119,6 +120,13 @@ func (l *Live) Recent(before int32) []uint32 {
 		}
 	}
 	return xids
+}
+
+// hasRead tells whether a transaction is being read, or was one of the last ones.
+func (l *Live) hasRead(xid uint32) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(l.recent, func(t transaction) bool { return t.xid == xid })
 }
 
 // end takes note that a transaction has been read, up to lsn, and put.

@@ -60,6 +60,31 @@ func TestUnseenCommit(t *testing.T) {
 	}
 }
 
+// A transaction that is at work on a table, and goes on, holds nothing up: not its partition's changes, nor other tables'.
+func TestOpenTransactionAtWork(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	if db.Major() < 13 {
+		t.Skip("PostgreSQL 12 cannot publish a partitioned table")
+	}
+	db.Exec(`create table p (id int primary key, a text) partition by range (id);
+		create table p1 partition of p for values from (0) to (100);
+		create table t (id int primary key);
+		select sequin.create_stream('p', '{p}'), sequin.create_stream('t', '{t}')`)
+	b := pgtest.BridgeProcess(t, db.URL)
+	b.AwaitLog("msg=capturing")
+	worker := db.Connect()
+	if _, err := worker.Exec(t.Context(), `begin; select txid_current(); analyze p1; analyze p; analyze t`); err != nil {
+		t.Fatal(err)
+	}
+	db.Exec(`insert into p values (1, 'a')`)
+	db.Exec(`insert into t values (2)`)
+	awaitKeys(t, db, "1", "2")
+	if strings.Contains(b.Log(), "msg=\"waiting") {
+		t.Errorf("it waited: %s", b.Log())
+	}
+}
+
 // partitioned is a table with a partition, its stream and a row. 12 publishes none.
 func partitioned(major int) string {
 	if major < 13 {
