@@ -86,18 +86,29 @@ begin
   end if;
 
   return query
-    select format('table %I.%I', t.schema_name, t.table_name), 'error',
-           case when c.relispartition
-             then format('the table is a partition of %s now: its changes come under that table', sequin._table_name(i.inhparent))
-             else 'the table has no primary key or replica identity any more: its updates and deletes fail' end,
-           case when c.relispartition then format('Stream %s instead.', sequin._table_name(i.inhparent))
-                else format('alter table %s add primary key (…); or, where it has none: alter table %1$s replica identity full;',
-                       sequin._table_name(c.oid)) end
+    select format('table %I.%I', t.schema_name, t.table_name), 'error', f.detail, f.hint
     from sequin.source_table t
     join pg_class c on c.oid = t.relation_oid
+    cross join lateral sequin._table_name(c.oid) n(name)
     left join pg_inherits i on i.inhrelid = c.oid and c.relispartition
+    cross join lateral (
+      select v.detail, v.hint
+      from (values
+        (1, c.relispartition,
+         format('the table is a partition of %s now: its changes come under that table', sequin._table_name(i.inhparent)),
+         format('Stream %s instead.', sequin._table_name(i.inhparent))),
+        (2, c.relkind = 'r' and not sequin._has_replica_identity(c.oid),
+         'the table has no primary key or replica identity any more: its updates and deletes fail',
+         format(case when sequin._has_virtual(c.oid) then 'alter table %s add primary key (…);'
+           else 'alter table %s add primary key (…); or, where it has none: alter table %1$s replica identity full;' end, n.name)),
+        (3, c.relkind = 'r' and c.relreplident = 'f' and sequin._has_virtual(c.oid),
+         'the table has replica identity full and a virtual generated column: its updates and deletes fail',
+         format('alter table %s replica identity default; where it has no primary key, add one first.', n.name))
+      ) v(n, is_so, detail, hint)
+      where v.is_so
+      order by v.n
+      limit 1) f
     where t.source_id = source.id and sequin._is_captured(t.id)
-      and (c.relispartition or c.relkind = 'r' and not sequin._has_replica_identity(c.oid))
     order by t.id;
 
   -- Partitions are made, attached and altered without anybody's asking; the first of each table is named.
@@ -108,6 +119,7 @@ begin
     cross join lateral (
       select f.detail, f.hint, n.name
       from pg_partition_tree(c.oid) d
+      join pg_class r on r.oid = d.relid
       cross join lateral sequin._table_name(d.relid) n(name)
       cross join lateral (values
         (1, sequin._is_outside_wal(d.relid),
@@ -116,7 +128,10 @@ begin
         (2, not sequin._has_replica_identity(d.relid),
          'its partition %s has no primary key or replica identity: updates and deletes of its rows fail',
          'alter table %1$s add primary key (…); or, where it has none: alter table %1$s replica identity full;'),
-        (3, sequin._identity_mend(c.oid, d.relid) is not null,
+        (3, r.relreplident = 'f' and sequin._has_virtual(d.relid),
+         'its partition %s has replica identity full and a virtual generated column: updates and deletes of its rows fail',
+         'alter table %s replica identity default;'),
+        (4, sequin._identity_mend(c.oid, d.relid) is not null,
          'the replica identity of its partition %s lacks columns of its key: updates and deletes of its rows come without it',
          replace(sequin._identity_mend(c.oid, d.relid), '%', '%%'))
       ) f(n, is_so, detail, hint)

@@ -208,7 +208,7 @@ begin
     loop
       raise warning using
         message = format('old values of %s: only its key, as its replica identity is not full', sequin._table_name(v_relation)),
-        hint = format('alter table %s replica identity full;', sequin._table_name(v_relation));
+        hint = sequin._old_values_hint(v_relation);
     end loop;
   end if;
   if not exists (select from pg_replication_slots s where s.slot_name = v_source.slot_name) then

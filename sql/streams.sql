@@ -49,6 +49,29 @@ as $$
   from pg_class c where c.oid = relation
 $$;
 
+-- Whether a table has a virtual generated column (18 and newer). That is never published, and full replica identity would have
+-- it: the server refuses updates and deletes of a published table with both.
+create or replace function sequin._has_virtual(relation oid)
+returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select exists (select from pg_attribute a where a.attrelid = relation and a.attgenerated = 'v' and not a.attisdropped)
+$$;
+
+-- What has a table's old values in its changes.
+create or replace function sequin._old_values_hint(relation oid)
+returns text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case when sequin._has_virtual(relation)
+    then 'They cannot be had beside a virtual generated column: with replica identity full its updates and deletes would fail.'
+    else format('alter table %s replica identity full;', sequin._table_name(relation)) end
+$$;
+
 -- The statement that gives a partition its root's replica identity, where its own lacks columns of the root's key: its changes
 -- come under the root's name, and their old rows would have none. Null: it has them, or none at all.
 create or replace function sequin._identity_mend(root oid, leaf oid)
@@ -58,7 +81,7 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
   select format(case when r.relreplident = 'i' and m.name is not null then 'alter table %1$s replica identity using index %2$s;'
-                     when r.relreplident = 'd' then 'alter table %1$s replica identity default;'
+                     when r.relreplident = 'd' or sequin._has_virtual(l.oid) then 'alter table %1$s replica identity default;'
                      else 'alter table %1$s replica identity full;' end, sequin._table_name(l.oid), m.name)
   from pg_class r
   join pg_index k on k.indrelid = r.oid and case r.relreplident when 'i' then k.indisreplident else k.indisprimary end
@@ -393,7 +416,7 @@ begin
     loop
       raise warning using
         message = format('old values of %s: only its key, as its replica identity is not full', sequin._table_name(v_relation)),
-        hint = format('alter table %s replica identity full;', sequin._table_name(v_relation));
+        hint = sequin._old_values_hint(v_relation);
     end loop;
   end if;
   for v_relation in

@@ -8,6 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"sequin/tests/pgtest"
 )
 
@@ -532,9 +535,48 @@ func TestGeneratedColumns(t *testing.T) {
 		if e := db.Error(`select sequin.create_stream('w', '{w}')`); e.Code != "55000" || !strings.Contains(e.Hint, "replica identity default") {
 			t.Errorf("got %v", e)
 		}
+		// What would make them fail is not said to mend anything, and named where it is there.
+		noticed := notices(t, db, `drop table w; select sequin.create_stream('w', '{v}', mode => 'changes'), sequin.create_pipeline('w', 'v', 'v_events')`)
+		if strings.Contains(noticed, "alter table") || strings.Count(noticed, "They cannot be had beside a virtual generated column") != 2 {
+			t.Errorf("got %s", noticed)
+		}
+		db.Exec(`alter table v replica identity full`)
+		awaitHealth(t, db, "error table public.v the table has replica identity full and a virtual generated column: its updates and deletes fail "+
+			"alter table public.v replica identity default;")
+		db.Exec(`alter table v replica identity default;
+			create table p (id int primary key, a int, d int generated always as (a * 2) virtual) partition by range (id); select sequin.create_stream('p', '{p}');
+			create table p1 partition of p for values from (0) to (100); alter table p1 replica identity full; insert into p values (1, 2)`)
+		if e := db.Error(`update p set a = 3`); !strings.Contains(e.Detail, "unpublished generated columns") {
+			t.Errorf("got %v", e)
+		}
+		mend := "alter table public.p1 replica identity default;"
+		awaitHealth(t, db, "error table public.p its partition public.p1 has replica identity full and a virtual generated column: updates and deletes of its "+
+			"rows fail "+mend)
+		db.Exec(mend)
+		db.Exec(`update p set a = 3`)
+		if got := pgtest.Column[string](db, `select detail from sequin.health() where name like 'table%'`); len(got) > 0 {
+			t.Errorf("health() says %q", got)
+		}
 		return
 	}
 	awaitMessages(t, db, "t", `insert t 1 {"a": 2, "id": 1} -`, `update t 1 {"a": 3, "id": 1} {"a": 2}`)
+}
+
+// notices runs statements, and returns what the server has noted, with its hints.
+func notices(t *testing.T, db *pgtest.DB, sql string) string {
+	t.Helper()
+	config := db.Pool.Config().ConnConfig
+	var all strings.Builder
+	config.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) { fmt.Fprintln(&all, n.Message, n.Hint) }
+	conn, err := pgx.ConnectConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(t.Context(), sql); err != nil {
+		t.Fatal(err)
+	}
+	return all.String()
 }
 
 // Databases of other encodings: what they hold comes through as it is, and nothing of it stops the bridge.
