@@ -90,13 +90,20 @@ begin
     from sequin.source_table t
     join pg_class c on c.oid = t.relation_oid
     cross join lateral sequin._table_name(c.oid) n(name)
-    left join pg_inherits i on i.inhrelid = c.oid and c.relispartition
+    -- Its changes come under the uppermost table that is published, and that may be itself.
+    left join lateral (
+      select sequin._table_name(a.relid::oid) as name
+      from pg_partition_ancestors(c.oid) with ordinality a(relid, depth)
+      join pg_publication_rel r on r.prrelid = a.relid
+      join pg_publication p on p.oid = r.prpubid and p.pubname = source.publication_name
+      where a.relid <> c.oid
+      order by a.depth desc
+      limit 1) u on true
     cross join lateral (
       select v.detail, v.hint
       from (values
-        (1, c.relispartition,
-         format('the table is a partition of %s now: its changes come under that table', sequin._table_name(i.inhparent)),
-         format('Stream %s instead.', sequin._table_name(i.inhparent))),
+        (1, u.name is not null,
+         format('the table is a partition of %s now: its changes come under that table', u.name), format('Stream %s instead.', u.name)),
         (2, c.relkind = 'r' and not sequin._has_replica_identity(c.oid),
          'the table has no primary key or replica identity any more: its updates and deletes fail',
          format(case when sequin._has_virtual(c.oid) then 'alter table %s add primary key (…);'
