@@ -134,7 +134,8 @@ begin
          'alter table %1$s set logged; or, of a foreign one: alter table … detach partition %1$s;'),
         (2, not sequin._has_replica_identity(d.relid),
          'its partition %s has no primary key or replica identity: updates and deletes of its rows fail',
-         'alter table %1$s add primary key (…); or, where it has none: alter table %1$s replica identity full;'),
+         'alter table %1$s add primary key (…);'
+           || case when sequin._has_virtual(d.relid) then '' else ' or, where it has none: alter table %1$s replica identity full;' end),
         (3, r.relreplident = 'f' and sequin._has_virtual(d.relid),
          'its partition %s has replica identity full and a virtual generated column: updates and deletes of its rows fail',
          'alter table %s replica identity default;'),

@@ -99,7 +99,7 @@ begin
         raise warning using
           message = format('of %I.%I, %s do not carry "%s": they are a group of their own', v_table.schema_name,
             v_table.table_name, v_without, v_column),
-          hint = format('alter table %I.%I replica identity full;', v_table.schema_name, v_table.table_name);
+          hint = sequin._old_values_hint(v_table.relation_oid);
       end if;
     end loop;
   end loop;

@@ -219,6 +219,7 @@ begin
           case when v_has_key then 'replica identity: it is set to nothing, or to an index that was dropped'
                else 'primary key or replica identity' end),
         hint = format(case when v_has_key then 'alter table %1$s replica identity default;'
+                           when sequin._has_virtual(v_leaf) then 'alter table %1$s add primary key (…);'
                            else 'alter table %1$s add primary key (…); or, where it has none: alter table %1$s replica identity full;' end,
           sequin._table_name(v_leaf));
     end if;
