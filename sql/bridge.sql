@@ -165,7 +165,27 @@ end $$;
 comment on function sequin.bridge_horizon(int, bigint, text) is
 'For the bridge: the slot is about to be confirmed up to here, though nothing was logged. Returns the next step.';
 
--- A hole in the log: changes from an LSN on are lost. Whether somebody has said that this is known.
+-- Nothing is missing any more of what the last start missed: a wrong address was put right, or a slot is back.
+create or replace function sequin.bridge_no_gap(source_id int)
+returns bigint
+language sql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  -- What a start finds is all that has no end.
+  with withdrawn as (
+    delete from sequin.gap g
+    where g.source_id = $1 and g.consumer_id is null and g.pipeline_id is null
+      and g.from_lsn is not null and g.to_lsn is null and g.accepted_at is null
+    returning 1)
+  select count(*) from withdrawn
+$$;
+comment on function sequin.bridge_no_gap(int) is
+'For the bridge, where a source''s slot has all that the log has not: withdraws the hole that it found before, unless that was
+accepted. Returns how many.';
+
+-- A hole in the log: changes from an LSN on are lost. Whether somebody has said that this is known. It is not said of any other
+-- hole from there: the log of an idle source stays where it is.
 create or replace function sequin.bridge_gap(source_id int, from_lsn text, reason text)
 returns boolean
 language plpgsql
@@ -177,16 +197,43 @@ declare
 begin
   select * into v_gap from sequin.gap g
   where g.source_id = bridge_gap.source_id and g.consumer_id is null and g.to_lsn is null
-    and g.from_lsn = bridge_gap.from_lsn::pg_lsn
+    and g.from_lsn = bridge_gap.from_lsn::pg_lsn and g.reason = bridge_gap.reason
   order by g.id desc
   limit 1;
   if not found then
+    perform sequin.bridge_no_gap(source_id);
     insert into sequin.gap (source_id, from_lsn, reason) values (source_id, from_lsn::pg_lsn, reason);
   end if;
   return v_gap.accepted_at is not null;
 end $$;
 comment on function sequin.bridge_gap(int, text, text) is
-'For the bridge: changes after this LSN are lost. Returns whether sequin.accept_gap has said to go on.';
+'For the bridge: changes after this LSN are lost, for this reason. Returns whether sequin.accept_gap has said to go on.';
+
+-- As bridge_gap, for what the bridge then does at once. Should it be interrupted, the hole looks different next time (its slot is
+-- dropped, or made anew), and is not asked about again.
+create or replace function sequin.bridge_pass(source_id int, from_lsn text, reason text)
+returns boolean
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if exists (
+       select from sequin.gap g
+       where g.source_id = bridge_pass.source_id and g.from_lsn = bridge_pass.from_lsn::pg_lsn and g.to_lsn is null
+         and g.passed_at is not null) then
+    return true;
+  elsif not sequin.bridge_gap(source_id, from_lsn, reason) then
+    return false;
+  end if;
+  update sequin.gap g set passed_at = clock_timestamp()
+  where g.source_id = bridge_pass.source_id and g.from_lsn = bridge_pass.from_lsn::pg_lsn and g.to_lsn is null
+    and g.reason = bridge_pass.reason;
+  return true;
+end $$;
+comment on function sequin.bridge_pass(int, text, text) is
+'For the bridge: changes after this LSN are lost, for this reason. Returns whether it may go on after them, and takes note that
+it does.';
 
 -- Why the bridge does not go on, for health() to say; null clears it.
 create or replace function sequin.bridge_error(source_id int, error text, hint text)

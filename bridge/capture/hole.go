@@ -14,7 +14,7 @@ import (
 
 // hole is what of the changes after the log's last is missing in the slot.
 type hole struct {
-	reason   string
+	reason   string // the same words for as long as it is the same hole: they are what is accepted
 	hasSlot  bool // the slot that is there has what follows the hole
 	isCopied bool // the slot is another database's, from which this one was copied
 }
@@ -29,8 +29,7 @@ func (s *session) findHole(ctx context.Context, src standing, state slot.State, 
 		return &hole{isCopied: true, reason: fmt.Sprintf("this is a copy of the database that was captured (oid %d, which was %d)",
 			databaseOID, *src.databaseOID)}, nil
 	case src.applied > state.CurrentLSN:
-		return &hole{reason: fmt.Sprintf("the server has written up to %s only: it was restored from a backup, or lost its last changes in a failover",
-			state.CurrentLSN)}, nil
+		return &hole{reason: "the server has not written as far as that: it was restored from a backup, or lost its last changes in a failover"}, nil
 	}
 	if src.timeline != nil && *src.timeline != id.Timeline {
 		left, err := s.leftAt(ctx, *src.timeline, id.Timeline)
@@ -92,7 +91,7 @@ func switchPoint(history string, timeline int32) pglogrepl.LSN {
 // pass goes on after a hole, where somebody has accepted it, and returns where. The rest of the old slot is of no use.
 func (s *session) pass(ctx context.Context, src standing, state slot.State, databaseOID int64, h *hole) (pglogrepl.LSN, error) {
 	var isAccepted bool
-	err := s.home.QueryRow(ctx, `select sequin.bridge_gap($1, $2, $3)`, src.id, src.applied.String(), h.reason).Scan(&isAccepted)
+	err := s.home.QueryRow(ctx, `select sequin.bridge_pass($1, $2, $3)`, src.id, src.applied.String(), h.reason).Scan(&isAccepted)
 	if err != nil {
 		return 0, fmt.Errorf("record gap: %w", err)
 	}

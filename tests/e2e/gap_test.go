@@ -168,6 +168,52 @@ func TestSlotLost(t *testing.T) {
 	}
 }
 
+// What is accepted is one hole: another one, from the same place in the log of an idle source, is asked about anew.
+func TestAcceptedAnother(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	applied := gapped(t, db)
+	system := pgtest.Value[string](db, `select system_identifier from sequin.source`)
+	db.Exec(`update sequin.source set system_identifier = '1'`)
+	b := pgtest.BridgeProcess(t, db.URL)
+	b.AwaitLog("this is another server")
+	if err := b.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	db.Exec(`update sequin.source set system_identifier = $1`, system)
+	db.Exec(`select sequin.accept_gap('local')`)
+	dropSlot(t, db)
+	db.Exec(`insert into t values (2)`)
+	refusedThenAccepted(t, db, applied, "does not exist any more")
+}
+
+// A bridge that is interrupted while it goes on after a hole, which looks different by then, is not asked again.
+func TestPassInterrupted(t *testing.T) {
+	t.Parallel()
+	db := pgtest.NewOn(t, pgtest.NewCluster(t, nil))
+	gapped(t, db)
+	db.Exec(`drop publication sequin`)
+	b := pgtest.BridgeProcess(t, db.URL)
+	b.AwaitLog("was dropped")
+	open := db.Connect()
+	if _, err := open.Exec(t.Context(), `begin; select txid_current()`); err != nil {
+		t.Fatal(err)
+	}
+	db.Exec(`select sequin.accept_gap('local')`)
+	b.AwaitLog("creating the slot waits for transactions that were open before it")
+	b.Kill()
+	if _, err := open.Exec(t.Context(), `commit`); err != nil {
+		t.Fatal(err)
+	}
+	b = pgtest.BridgeProcess(t, db.URL)
+	b.AwaitLog("msg=capturing")
+	db.Exec(`insert into t values (100)`)
+	awaitKeys(t, db, "1", "100")
+	if strings.Contains(b.Log(), "not capturing") {
+		t.Errorf("it asked again: %s", b.Log())
+	}
+}
+
 func TestSlotInvalidated(t *testing.T) {
 	t.Parallel()
 	if m := pgtest.Binaries(t).Major; m == 12 {

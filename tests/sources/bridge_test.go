@@ -207,6 +207,39 @@ func TestGaps(t *testing.T) {
 	}
 }
 
+// A gap that was accepted though nothing was lost, of a database that was captured by mistake, says nothing of one that is lost later.
+func TestAcceptedInError(t *testing.T) {
+	t.Parallel()
+	home, far, other := pgtest.New(t), pgtest.Empty(t), pgtest.Empty(t)
+	far.Exec(`create table t (id int primary key)`)
+	createSource(home, "far", far.URL)
+	b := pgtest.BridgeProcess(t, home.URL)
+	create(home, "t", "{t}", "")
+	awaitStream(t, home, "t", "active")
+	home.Exec(`select sequin.alter_source('far', $1)`, other.URL)
+	awaitHealth(t, home, "gap in source far | error")
+	if err := b.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	home.Exec(`select sequin.alter_source('far', $1)`, far.URL)
+	home.Exec(`select sequin.accept_gap('far')`)
+	far.Exec(`select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = current_database()`)
+	far.Exec(`insert into t values (1), (2)`)
+	b = pgtest.BridgeProcess(t, home.URL)
+	awaitHealth(t, home, "source far | error | changes after", "does not exist any more", "gap in source far | error")
+	home.Exec(`select sequin.accept_gap('far')`)
+	awaitHealth(t, home, "source far | ok")
+	awaitStream(t, home, "t", "active")
+	far.Exec(`insert into t values (3)`)
+	awaitMessages(t, home, `select record_pk from sequin.messages`, "3")
+	if n := pgtest.Value[int](home, `select count(*) from sequin.gap where to_lsn > from_lsn and reason like 'slot %'`); n != 1 {
+		t.Errorf("the loss is on record %d times", n)
+	}
+	if err := b.Stop(); err != nil {
+		t.Errorf("the bridge ended with %v: %s", err, b.Log())
+	}
+}
+
 // A copy of the database leaves alone what is the original's on the source.
 func TestCopy(t *testing.T) {
 	t.Parallel()
