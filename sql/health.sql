@@ -78,7 +78,10 @@ begin
                when g.from_seq is null
                then format('changes from %s to %s', g.from_lsn, coalesce(g.to_lsn::text, 'now'))
                else format('messages %s to %s', g.from_seq, g.to_seq) end, g.reason),
-           case when g.consumer_id is null and g.pipeline_id is null then format('select sequin.accept_gap(%L);', s.name)
+           case when g.consumer_id is null and g.pipeline_id is null
+                  then case when g.to_lsn is null and s.conninfo is not null
+                         then format('If the address is wrong: select sequin.alter_source(%L, conninfo); else: ', s.name) else '' end
+                    || format('select sequin.accept_gap(%L);', s.name)
                 when g.pipeline_id is not null then format('select sequin.accept_gap(%L, pipeline => %L);', s.name, p.name)
                 else format('select sequin.accept_gap(%L, %L);', s.name, c.name) end
     from sequin.gap g

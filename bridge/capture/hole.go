@@ -15,8 +15,8 @@ import (
 // hole is what of the changes after the log's last is missing in the slot.
 type hole struct {
 	reason   string // the same words for as long as it is the same hole: they are what is accepted
-	hasSlot  bool // the slot that is there has what follows the hole
-	isCopied bool // the slot is another database's, from which this one was copied
+	hasSlot  bool   // the slot that is there has what follows the hole
+	isCopied bool   // the slot is another database's: this one was copied from it, or is another altogether
 }
 
 // findHole says what is missing; nothing, where the slot has all that the log has not.
@@ -25,6 +25,9 @@ func (s *session) findHole(ctx context.Context, src standing, state slot.State, 
 	case src.system != nil && *src.system != id.SystemID:
 		return &hole{isCopied: true, reason: fmt.Sprintf("this is another server (system identifier %s) than the one that was captured (%s)",
 			id.SystemID, *src.system)}, nil
+	case src.databaseOID != nil && *src.databaseOID != databaseOID && s.target != nil:
+		return &hole{isCopied: true, reason: fmt.Sprintf("this is another database (oid %d) than the one that was captured (%d)",
+			databaseOID, *src.databaseOID)}, nil
 	case src.databaseOID != nil && *src.databaseOID != databaseOID:
 		return &hole{isCopied: true, reason: fmt.Sprintf("this is a copy of the database that was captured (oid %d, which was %d)",
 			databaseOID, *src.databaseOID)}, nil
@@ -96,8 +99,11 @@ func (s *session) pass(ctx context.Context, src standing, state slot.State, data
 		return 0, fmt.Errorf("record gap: %w", err)
 	}
 	if !isAccepted {
-		return 0, refuse(fmt.Sprintf("select sequin.accept_gap(%s); goes on with what is committed from then on.", quote.Literal(s.config.Source)),
-			"changes after %s are lost: %s", src.applied, h.reason)
+		hint := fmt.Sprintf("select sequin.accept_gap(%s); goes on with what is committed from then on.", quote.Literal(s.config.Source))
+		if s.target != nil {
+			hint = fmt.Sprintf("If the address is wrong: select sequin.alter_source(%s, conninfo); else: %s", quote.Literal(s.config.Source), hint)
+		}
+		return 0, refuse(hint, "changes after %s are lost: %s", src.applied, h.reason)
 	}
 	s.log.Warn("going on after a gap", "from", src.applied, "reason", h.reason)
 	isAnew := false

@@ -322,6 +322,9 @@ func (s *session) prepareSlot(ctx context.Context, src standing, id pglogrepl.Id
 	if state.IsActive {
 		return 0, 0, fmt.Errorf("%w by process %d", errSlotInUse, state.ActivePID)
 	}
+	if _, err := s.home.Exec(ctx, `select sequin.bridge_no_gap($1)`, src.id); err != nil {
+		return 0, 0, fmt.Errorf("withdraw a gap that is none: %w", err)
+	}
 	if state.Major >= 17 && !state.IsFailover {
 		if err := s.slot.KeepForStandby(ctx, s.slotName); err != nil {
 			s.log.Warn("the slot will be missing after a failover", "err", err)

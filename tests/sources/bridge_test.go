@@ -175,9 +175,20 @@ func TestGaps(t *testing.T) {
 	awaitMessages(t, home, `select record_pk from sequin.messages`, "1")
 
 	home.Exec(`select sequin.alter_source('far', $1)`, other.URL)
-	awaitHealth(t, home, "source far | error | changes after", "this is another server", "select sequin.accept_gap('far')")
+	mend := "If the address is wrong: select sequin.alter_source('far', conninfo); else: select sequin.accept_gap('far');"
+	awaitHealth(t, home, "source far | error | changes after", "this is another server", "gap in source far | error", mend)
+	sibling := pgtest.EmptyOn(t, far.Cluster)
+	home.Exec(`select sequin.alter_source('far', $1)`, sibling.URL)
+	awaitHealth(t, home, "source far | error | changes after", "this is another database (oid ", mend+" goes on")
+	if n := pgtest.Value[int](home, `select count(*) from sequin.gap`); n != 1 {
+		t.Errorf("%d gaps are on record", n)
+	}
+	// Put right, nothing is lost, and nothing says so any more.
 	home.Exec(`select sequin.alter_source('far', $1)`, far.URL)
 	awaitHealth(t, home, "source far | ok")
+	if all := health(home); strings.Contains(all, "| error") {
+		t.Errorf("health() says: %s", all)
+	}
 
 	// Accepted, it is captured: its tables are looked up by their names, whatever their oids.
 	home.Exec(`select sequin.alter_source('far', $1)`, other.URL)
