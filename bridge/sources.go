@@ -232,7 +232,7 @@ func (k *keeper) serve(ctx context.Context) {
 		Log:         k.bridge.log,
 		Source:      k.source.Name,
 		Target: func(ctx context.Context) (*source.Target, error) {
-			return source.Reach(ctx, k.pool, k.source.ID)
+			return source.Reach(ctx, k.pool, k.source.ID, k.source.Name)
 		},
 		Segment:   func() int32 { return k.upkeep.Load().Segment() },
 		IsAwaited: func() bool { return false }, // no sync reads another database
@@ -326,7 +326,7 @@ func (k *keeper) clearThere(ctx context.Context) error {
 	if isCopy {
 		return nil // what is there is another database's
 	}
-	target, err := source.Reach(ctx, k.pool, k.source.ID)
+	target, err := source.Reach(ctx, k.pool, k.source.ID, k.source.Name)
 	if err != nil {
 		return err
 	}

@@ -272,7 +272,8 @@ func (s *session) prepareSlot(ctx context.Context, src standing, id pglogrepl.Id
 	}
 	switch {
 	case state.IsStandby && s.target != nil:
-		return 0, 0, refuse("select sequin.alter_source(name, conninfo); with the address of the primary.", "the source is a standby, where no slot is made")
+		return 0, 0, refuse(fmt.Sprintf("select sequin.alter_source(%s, conninfo); with the address of the primary.", quote.Literal(s.config.Source)),
+			"the source is a standby, where no slot is made")
 	case state.IsStandby:
 		return 0, 0, refuse("Give the bridge the address of the primary.", "the server is a standby, where the log cannot be written")
 	case state.IsAwaited:

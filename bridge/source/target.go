@@ -25,6 +25,7 @@ type Queryer interface {
 
 // Target is how a source is reached.
 type Target struct {
+	name    string // of the source, for hints
 	address string
 	config  *pgx.ConnConfig
 }
@@ -46,22 +47,22 @@ func Resolve(ctx context.Context, db Queryer, sourceID int32) (string, error) {
 }
 
 // Reach returns how a source is reached, without trying to.
-func Reach(ctx context.Context, db Queryer, sourceID int32) (*Target, error) {
+func Reach(ctx context.Context, db Queryer, sourceID int32, name string) (*Target, error) {
 	address, err := Resolve(ctx, db, sourceID)
 	if err != nil {
 		return nil, err
 	}
-	return newTarget(address)
+	return newTarget(name, address)
 }
 
-func newTarget(conninfo string) (*Target, error) {
+func newTarget(name, conninfo string) (*Target, error) {
 	config, err := address.Parse(conninfo)
 	if err != nil || conninfo == "" {
-		return nil, problem("Check it with psql, and then: select sequin.alter_source(name, conninfo);",
+		return nil, problem("Check it with psql, and then: "+alter(name),
 			"what the source is reached by cannot be read as a URL or as libpq's key=value pairs")
 	}
 	config.ConnectTimeout = cmp.Or(config.ConnectTimeout, connectTimeout)
-	return &Target{address: conninfo, config: config}, nil
+	return &Target{name: name, address: conninfo, config: config}, nil
 }
 
 var (

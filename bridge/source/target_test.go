@@ -64,11 +64,11 @@ func TestNothingIsGivenAway(t *testing.T) {
 		"host=127.0.0.1 port=none password=" + secret,
 		"postgres://app:" + secret + "@[::1/x",
 	} {
-		if _, err := newTarget(conninfo); err == nil || strings.Contains(err.Error(), secret) {
+		if _, err := newTarget("far", conninfo); err == nil || strings.Contains(err.Error(), secret) {
 			t.Errorf("got %v", err)
 		}
 	}
-	target, err := newTarget("postgres://app:" + secret + "@db.example:1/x")
+	target, err := newTarget("far", "postgres://app:"+secret+"@db.example:1/x")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,6 +83,9 @@ func TestNothingIsGivenAway(t *testing.T) {
 		var p *Problem
 		if err := target.Explain(err); !errors.As(err, &p) || strings.Contains(p.Reason+p.Hint, secret) || strings.Contains(p.Reason+p.Hint, "db.example") {
 			t.Errorf("got %v", err)
+		}
+		if !strings.Contains(p.Hint, "select sequin.alter_source('far', conninfo);") {
+			t.Errorf("the hint is %s", p.Hint)
 		}
 		if text := target.ScrubError(err).Error(); strings.Contains(text, secret) {
 			t.Errorf("got %s", text)

@@ -99,17 +99,20 @@ func TestProblems(t *testing.T) {
 	createSource(home, "no_logical", replica.URL+"&password="+secret)
 	createSource(home, "no_env", "env:TEST_SOURCE_NOT_SET")
 	createSource(home, "no_conninfo", "host=127.0.0.1 port="+secret)
+	createSource(home, "no_such_setting", fmt.Sprintf("host=127.0.0.1 user=postgres port=%d dbname=%s conect_timeout=3", home.Cluster.Port(), home.Name))
 	createSource(home, "by_env", "env:TEST_SOURCE_URL")
 	createSource(home, "right_password", address(far, "app", "env:TEST_SOURCE_PASSWORD"))
 	awaitHealth(t, home,
 		"source local | ok", "source by_env | ok", "source right_password | ok",
-		"source wrong_password | error | the source does not take the password | select sequin.alter_source",
+		"source wrong_password | error | the source does not take the password | select sequin.alter_source('wrong_password', conninfo);",
 		"source no_role | error | the source does not know the bridge's role",
 		"source no_entry | error | the source's pg_hba.conf does not let the bridge in | ",
 		"source no_server | error | the source cannot be reached: connection refused | ",
 		"source no_name | error | the name of the source's server is not known",
 		"source no_database | error | the database does not exist on the source's server | ",
 		"source no_logical | error | wal_level is replica, and changes can be decoded from logical only | alter system set wal_level",
+		"source no_such_setting | error | the source refuses the connection: unrecognized configuration parameter",
+		"The bridge tries again each second. If that is to stay so: select sequin.alter_source('no_such_setting', conninfo);",
 		"source no_env | error | the bridge has no environment variable TEST_SOURCE_NOT_SET | ",
 		"source no_conninfo | error | what the source is reached by cannot be read",
 	)
