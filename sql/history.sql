@@ -275,6 +275,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+  perform sequin._refuse_write('cancel_backfill');
   if not exists (select from sequin.backfill b where b.id = cancel_backfill.id) then
     raise undefined_object using
       message = format('backfill %s does not exist', coalesce(id::text, 'null')),
@@ -294,7 +295,7 @@ has failed is no error in health() any more.
 id  as sequin.backfill returned it, or sequin.backfills shows it
 
 Returns true, or false where it was over already. Errors: 42704 unknown backfill, 42501 no right to read its
-consumer''s stream.';
+consumer''s stream, 25006 read only transaction or replica.';
 
 create or replace view sequin.backfills as
 select b.id, c.name as consumer, b.state, coalesce(p.rows_done, 0) as rows_done,
