@@ -279,7 +279,10 @@ begin
   if c.start_seq is null and not sequin._start(c.id) then
     raise object_not_in_prerequisite_state using
       message = format('consumer "%s" has not begun: the log has not passed the moment it was made', consumer),
-      hint = 'It begins once the bridge has captured a later change: try again then.';
+      hint = case when exists (
+          select from sequin.progress p join sequin.stream s on s.source_id = p.source_id where s.id = c.stream_id)
+        then 'It begins once the bridge has captured a later change: try again then.'
+        else 'No bridge has run yet: sequin bridge --database-url …' end;
   end if;
   select * into c from sequin.consumer t where t.id = c.id;
   select * into v_stream from sequin.stream s where s.id = c.stream_id;

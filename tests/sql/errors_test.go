@@ -213,7 +213,7 @@ func TestErrors(t *testing.T) {
 		{`begin read only; select sequin.rewind('mailer', to_seq => 1)`, "25006", "read only", "primary"},
 		{`select sequin.republish('mailer', 'select 1')`, "22023", `"mailer"`, "sequin.messages"},
 		{`begin read only; select sequin.cancel_backfill(1)`, "25006", "cancel_backfill writes, and this transaction is read only", "read write transaction"},
-		{`select sequin.republish('mailer', 'select * from orders')`, "55000", `"mailer"`, "bridge"},
+		{`select sequin.republish('mailer', 'select * from orders')`, "55000", `"mailer"`, "No bridge has run yet: sequin bridge --database-url"},
 		{`select sequin.republish('mailes', 'select 1')`, "42704", `"mailes"`, `"mailer"`},
 		{`begin read only; select sequin.republish('mailer', 'select * from orders')`, "25006", "read only", "primary"},
 		{`select * from sequin.sync('orders')`, "55000", `"orders"`, "sequin bridge"},
