@@ -299,6 +299,7 @@ as $$
 declare
   c sequin.consumer := sequin._consumer(consumer);
   v_after bigint;
+  v_late record;
   v_void text;
 begin
   perform sequin._refuse_write('rewind');
@@ -340,6 +341,18 @@ begin
     perform sequin._feed(c, 1000);
   end if;
   perform pg_notify('sequin.' || c.name, '') where c.paused_at is null;
+  -- The log goes back to before it was asked to have all of them.
+  select string_agg(format('%I.%I', t.schema_name, t.table_name), ', ' order by t.created_at, t.id) as tables,
+         max(t.created_at) as since, count(*) as count
+    into v_late
+  from sequin.source_table t
+  where t.id = any (c.routes) and t.created_at > to_time;
+  if v_late.count > 0 then
+    raise warning using
+      message = format('consumer "%s": what was committed before %s is not all in the log: it is when %s %s first streamed', c.name,
+        v_late.since, v_late.tables, case v_late.count when 1 then 'was' else 'were' end),
+      hint = format('Go back in the table instead: select sequin.rewind(%L, to_row => …);', c.name);
+  end if;
   return 'rewound';
 end $$;
 comment on function sequin.rewind(text, bigint, timestamptz, text) is
@@ -349,7 +362,8 @@ acknowledge nothing. Dead letters stay. No other consumer notices. Waits for wor
 
 consumer  which
 to_seq    delivers messages from this seq on
-to_time   delivers messages from the first on that was committed then or later
+to_time   delivers messages from the first on that was committed then or later; a warning says so where a table was not
+          streamed yet
 to_row    goes back in the tables instead: first come the rows whose sort_column (without one: the first column of the
           primary key) is at least this, as they are now, and then everything after; what is pending stays so. A
           bridge reads the rows: see sequin.backfills

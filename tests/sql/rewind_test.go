@@ -11,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"sequin/tests/pgtest"
 )
 
@@ -395,4 +398,40 @@ func testRewindUnderWay(t *testing.T, f *fixture, seed uint64, kind string) {
 	}
 	f.Exec(`select sequin.bridge_trim(c.consumer_id, sequin.bridge_trim(c.consumer_id, null)) from sequin.bridge_consumers() c`)
 	f.wantClean()
+}
+
+// A time before a table was streamed, though the log goes back so far, is gone back to with a warning.
+func TestRewindBeforeStreamed(t *testing.T) {
+	f := setup(t, "changes")
+	f.consumer("c")
+	all := f.write(inserts(1, 2)...)
+	f.Exec(`update sequin.source_table set created_at = '2026-01-01 00:30+00'`)
+	f.Exec(`update sequin.log_segment set opened_at = '2026-01-01'`)
+	config, err := pgx.ParseConfig(f.URL + "&timezone=UTC")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var notices []string
+	config.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
+		notices = append(notices, n.Severity+" "+n.Message+" "+n.Hint)
+	}
+	conn, err := pgx.ConnectConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	for to, want := range map[string]string{
+		`to_time => '2026-01-01 00:29+00'`: `[WARNING consumer "c": what was committed before 2026-01-01 00:30:00+00 is not all in the log: ` +
+			`it is when public.item was first streamed Go back in the table instead: select sequin.rewind('c', to_row => …);]`,
+		`to_time => '2026-01-01 00:30+00'`:  `[]`,
+		fmt.Sprintf(`to_seq => %d`, all[0]): `[]`,
+	} {
+		notices = nil
+		if _, err := conn.Exec(t.Context(), `select sequin.rewind('c', `+to+`)`); err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(notices); got != want {
+			t.Errorf("%s: got %s, want %s", to, got, want)
+		}
+	}
 }
