@@ -235,7 +235,7 @@ func (k *keeper) serve(ctx context.Context) {
 			return source.Reach(ctx, k.pool, k.source.ID, k.source.Name)
 		},
 		Segment:   func() int32 { return k.upkeep.Load().Segment() },
-		IsAwaited: func() bool { return false }, // no sync reads another database
+		IsAwaited: func() bool { return k.upkeep.Load().IsAwaited() },
 		Claimed:   func(claim capture.Claim) { k.claimed(ctx, claim) },
 		Written:   func(batch changelog.Batch) { k.upkeep.Load().Written(batch.LastSeq, batch.Routes) },
 		Lost: func() {

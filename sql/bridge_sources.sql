@@ -299,8 +299,8 @@ comment on function sequin.bridge_far_relation(int, bigint, text, text, text[], 
 'For the bridge: a streamed relation of another source has these names now; column_names is null where it has been dropped
 since. Returns the columns that name its rows.';
 
--- Where a source's server and slot stand. Little is not worth a write, which may be on that very server. What is not confirmed
--- yet is kept: it tells how long that has been so.
+-- Where a source's server and slot stand. Little is not worth a write, which may be on that very server; but that what was noted
+-- is confirmed now is, once. What is not confirmed yet is kept: it tells how long that has been so.
 create or replace function sequin.bridge_sample_source(source_id int, current_lsn text, confirmed_lsn text, restart_lsn text)
 returns boolean
 language plpgsql
@@ -314,7 +314,10 @@ begin
   if abs(pg_wal_lsn_diff(current_lsn::pg_lsn, v_last.current_lsn)) < 65536
      and abs(pg_wal_lsn_diff(confirmed_lsn::pg_lsn, v_last.confirmed_lsn)) < 65536
      and abs(pg_wal_lsn_diff(restart_lsn::pg_lsn, v_last.restart_lsn)) < 65536 then
-    return false;
+    if v_last.current_lsn <= v_last.confirmed_lsn or confirmed_lsn::pg_lsn < v_last.current_lsn then
+      return false;
+    end if;
+    current_lsn := confirmed_lsn; -- the little that came since is nothing to wait for
   end if;
   insert into sequin.source_sample (source_id, current_lsn, confirmed_lsn, restart_lsn)
   values (source_id, current_lsn::pg_lsn, confirmed_lsn::pg_lsn, restart_lsn::pg_lsn);

@@ -147,22 +147,29 @@ as $$
   select pg_catalog.hashtextextended('sequin.sync', 7190235)
 $$;
 
-create or replace function sequin.bridge_is_awaited()
+create or replace function sequin.bridge_is_awaited(source_id int)
 returns boolean
 language sql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select not pg_try_advisory_xact_lock(sequin._sync_key()) or exists (
-    select from sequin.consumer c
-    join sequin.stream s on s.id = c.stream_id
-    join sequin.source o on o.id = s.source_id and o.conninfo is null
-    where c.start_seq is null and c.history_id is null)
+  select o.conninfo is null and (
+           not pg_try_advisory_xact_lock(sequin._sync_key()) or exists (
+             select from sequin.consumer c
+             join sequin.stream s on s.id = c.stream_id and s.source_id = o.id
+             where c.start_seq is null and c.history_id is null))
+         -- Else what was noted last would look as if it were on its way for as long as nothing else happens.
+         or coalesce(n.current_lsn > case when o.conninfo is null then r.confirmed_flush_lsn else n.confirmed_lsn end, false)
+  from sequin.source o
+  left join pg_replication_slots r on r.slot_name = o.slot_name and o.conninfo is null
+  left join lateral (
+    select * from sequin.source_sample n where n.source_id = o.id order by n.sampled_at desc limit 1) n on true
+  where o.id = $1
 $$;
-comment on function sequin.bridge_is_awaited() is
-'For the bridge, every second: whether a sync, or a consumer that has yet to begin, waits for word that the log is complete so
-far.';
+comment on function sequin.bridge_is_awaited(int) is
+'For the bridge, every second: whether a sync, a consumer that has yet to begin, or source_status waits for word that the log is
+complete so far.';
 
 -- The columns that a table's rows are in order of: the stream's sort_column, then the key.
 create or replace function sequin._sync_order(s sequin.stream, relation oid)

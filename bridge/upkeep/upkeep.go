@@ -54,7 +54,7 @@ func New(pool *pgxpool.Pool, log *slog.Logger, sourceID, segment int32, lastSeq 
 // Segment returns the segment of the log that the next transaction goes to.
 func (u *Upkeep) Segment() int32 { return u.segment.Load() }
 
-// IsAwaited tells, once, that a sync waits for word that the log is complete so far.
+// IsAwaited tells, once, that somebody waits for word that the log is complete so far.
 func (u *Upkeep) IsAwaited() bool { return u.awaited.Swap(false) }
 
 // Resume takes note that capture goes on here, after a while in which nothing was written.
@@ -153,10 +153,10 @@ func (u *Upkeep) tend(ctx context.Context) error {
 	return err
 }
 
-// look finds out whether a sync waits for word that the log is complete.
+// look finds out whether anybody waits for word that the log is complete.
 func (u *Upkeep) look(ctx context.Context) error {
 	var isAwaited bool
-	err := u.pool.QueryRow(ctx, `select sequin.bridge_is_awaited()`).Scan(&isAwaited)
+	err := u.pool.QueryRow(ctx, `select sequin.bridge_is_awaited($1)`, u.sourceID).Scan(&isAwaited)
 	if isAwaited {
 		u.awaited.Store(true)
 	}

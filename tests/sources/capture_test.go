@@ -45,6 +45,26 @@ func TestCapture(t *testing.T) {
 	}
 }
 
+// What is noted of a source that is caught up, and where nothing happens any more, does not grow old.
+func TestIdleLag(t *testing.T) {
+	t.Parallel()
+	home, far := pgtest.New(t), pgtest.EmptyOn(t, pgtest.NewCluster(t, nil))
+	createSource(home, "far", far.URL)
+	pgtest.StartBridge(t, home.URL)
+	awaitHealth(t, home, "source far | ok", "slot sequin_")
+	far.Exec(`create table other (id int)`)
+	home.Exec(`insert into sequin.source_sample (source_id, current_lsn, confirmed_lsn, restart_lsn)
+		select s.id, $1::pg_lsn, p.applied_lsn, p.applied_lsn from sequin.source s
+		cross join lateral (select * from sequin.progress p where p.source_id = s.id order by p.step desc limit 1) p where s.name = 'far'`,
+		pgtest.Value[string](far, `select pg_current_wal_lsn()::text`))
+	pgtest.Eventually(t, 40*time.Second, func() error {
+		if lag := pgtest.Value[*float64](home, `select lag_seconds from sequin.source_status where name = 'far'`); lag == nil || *lag != 0 {
+			return fmt.Errorf("it lags: %s", pgtest.Value[string](home, `select s::text from sequin.source_status s where name = 'far'`))
+		}
+		return nil
+	})
+}
+
 func createSource(home *pgtest.DB, name, conninfo string) {
 	home.Helper()
 	home.Exec(`select sequin.create_source($1, $2)`, name, conninfo)
