@@ -147,7 +147,8 @@ begin
     raise read_only_sql_transaction using
       message = format('%s writes, and this transaction is read only', verb),
       hint = case when pg_is_in_recovery()
-        then 'This is a replica: route receive, ack and pop to the primary.'
-        else 'Route receive, ack and pop to the primary, in a read write transaction: drivers and proxies may take them for reads.' end;
+        then 'This is a replica: route receive, ack, pop, and all that writes, to the primary.'
+        else 'Route receive, ack, pop, and all that writes, to the primary, in a read write transaction: drivers and proxies may take '
+          'them for reads.' end;
   end if;
 end $$;

@@ -24,7 +24,7 @@ func TestSameOID(t *testing.T) {
 	if e := home.Error(`select sequin.create_consumer('d', 'far', group_by => '{at_home}')`); e.Code != "42703" {
 		t.Errorf("got %s: %s", e.Code, e.Message)
 	}
-	if e := home.Error(`select sequin.create_stream('far', '{here}', if_not_exists => true)`); e.Code != "42710" || !strings.Contains(e.Hint, "changes of t.") {
+	if e := home.Error(`select sequin.create_stream('far', '{here}', if_not_exists => true)`); e.Code != "42710" || !strings.Contains(e.Hint, "changes of t, sorted by primary key.") {
 		t.Errorf("got %s: %s (%s)", e.Code, e.Message, e.Hint)
 	}
 	if got := pgtest.Value[string](home, `select sequin._identity_columns(t.id)::text from sequin.source_table t join sequin.source s on s.id = t.source_id where s.name = 'far'`); got != "{id}" {
