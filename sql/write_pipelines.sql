@@ -407,11 +407,12 @@ declare
   v_lost bigint;
 begin
   v_void := pg_advisory_xact_lock(sequin._pipeline_key(p.id));
-  select * into v_last from sequin.pipeline_progress v where v.pipeline_id = p.id order by v.step desc limit 1;
-  if v_last.seq is null then
+  -- One that was paused before it could start, or fails with its first event, loses what there is for it, too.
+  if not sequin._start_pipeline(p) then
     update sequin.pipeline t set start_base = upto where t.id = p.id and t.start_base < upto;
     return;
   end if;
+  select * into v_last from sequin.pipeline_progress v where v.pipeline_id = p.id order by v.step desc limit 1;
   select count(*), count(*) filter (where sequin._action(l.action) = any (p.actions) and l.action <> 'x') into v_passed, v_lost
   from sequin.log l
   where l.route_id = p.table_id and l.seq > v_last.seq and l.seq <= upto;

@@ -196,6 +196,61 @@ func TestLogLimit(t *testing.T) {
 	}
 }
 
+// A pipeline that has written nothing yet, as it is paused or fails from the first event on, loses no less to the limit than another.
+func TestLogLimitBeforeTheStart(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	pgtest.StartBridge(t, db.URL)()
+	db.Exec(`create table item (id int primary key, note text);
+		select sequin.set_retention('0 seconds', 16777216);
+		begin;
+		select sequin.create_pipeline('paused', 'item', 'paused'), sequin.pause_pipeline('paused');
+		select sequin.create_pipeline('failing', 'item', 'failing', filter => '1 / (new.id - 1) >= 0');
+		commit;
+		insert into item values (1)`)
+	pgtest.StartBridge(t, db.URL)
+	awaitError(db, "failing", "22023", "division by zero")
+	last := 1
+	pgtest.Eventually(t, 2*time.Minute, func() error {
+		if n := pgtest.Value[int](db, `select coalesce(max(total), 0) from sequin.tally`); n < last {
+			return fmt.Errorf("the log has %d of %d changes", n, last)
+		}
+		db.Exec(`insert into item select i, repeat(md5(i::text), 20) from generate_series($1::int + 1, $1::int + 500) i`, last)
+		last += 500
+		if pgtest.Value[bool](db, `select min(id) = 0 from sequin.log_segment`) {
+			return fmt.Errorf("nothing is dropped after %d changes", last)
+		}
+		return nil
+	})
+	for _, name := range []string{"paused", "failing"} {
+		if got := pgtest.Column[string](db, `select hint from sequin.health() where name = 'gap in pipeline ' || $1 and status = 'error'`, name); len(got) == 0 ||
+			got[0] != fmt.Sprintf("select sequin.accept_gap('local', pipeline => '%s');", name) {
+			t.Errorf("%s: health() says %v", name, got)
+		}
+	}
+	db.Exec(`select sequin.set_retention('0 seconds'), sequin.resume_pipeline('paused'), sequin.alter_pipeline('failing', filter => '')`)
+	for _, name := range []string{"paused", "failing"} {
+		pgtest.Eventually(t, 30*time.Second, func() error {
+			if n := pgtest.Value[int](db, `select count(*) from `+name+` where record_pk::int = $1`, last); n != 1 {
+				return fmt.Errorf("%s: the last event is not there: %v", name, status(db))
+			}
+			return nil
+		})
+		// Each change is an event, or in a gap.
+		if n := pgtest.Value[int](db, `select count(*) + (select sum(to_seq - from_seq + 1)
+			from sequin.gap g join sequin.pipeline p on p.id = g.pipeline_id where p.name = $1) from `+name, name); n < last {
+			t.Errorf("%s: of %d changes, %d are events or in a gap", name, last, n)
+		}
+		if !pgtest.Value[bool](db, `select count(*) = $2::int - min(record_pk::int) + 1 and min(seq) > (select max(to_seq) from sequin.gap g
+			join sequin.pipeline p on p.id = g.pipeline_id where p.name = $1) from `+name, name, last) {
+			t.Errorf("%s: events after the gap are missing", name)
+		}
+		if got := pgtest.Value[string](db, `select state || ' ' || pending from sequin.pipeline_status where name = $1`, name); got != "active 0" {
+			t.Errorf("%s: it is %s", name, got)
+		}
+	}
+}
+
 // Events that are kept for good have partitions made for them still.
 func TestRetentionTakenAway(t *testing.T) {
 	t.Parallel()
