@@ -36,9 +36,25 @@ as $$
     case when is_partitioned then ' partition by range (committed_at)' else '' end)
 $$;
 
+-- The columns that a pipeline's events may leave null.
+create or replace function sequin._left_null(actions text[], source_relation oid)
+returns text[]
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select array_remove(array[
+    case when 'truncate' = any (actions) or c.oid is not null and sequin._key_columns(c.oid) = '{}' then 'record_pk' end,
+    case when 'truncate' = any (actions) then 'record' end,
+    -- Of a partitioned table, the root says what of a partition's old row is sent.
+    case when not actions <@ '{update}' or c.relreplident <> 'f' then 'changes' end], null)
+  from (select) one
+  left join pg_class c on c.oid = source_relation
+$$;
+
 -- The first thing that keeps a relation from being an event log table, with the statement that mends it; no row where
 -- nothing does.
-create or replace function sequin._event_table_problem(relation oid, is_partitioned boolean)
+create or replace function sequin._event_table_problem(relation oid, is_partitioned boolean, left_null text[])
 returns table (code text, message text, hint text)
 language plpgsql
 stable
@@ -113,6 +129,11 @@ begin
         case v_column.name
           when 'id' then format('alter table %s alter column id set not null, alter column id add generated always as identity;', v_name)
           else format('alter table %s alter column inserted_at set default now();', v_name) end;
+      return;
+    elsif v_column.attnotnull and v_column.name = any (left_null) then
+      return query select '55000',
+        format('column "%s" of event table %s must not be null, and there are events that leave it so', v_column.name, v_name),
+        format('alter table %s alter column %I drop not null;', v_name, v_column.name);
       return;
     end if;
   end loop;

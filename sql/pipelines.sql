@@ -62,7 +62,7 @@ end $$;
 
 -- Checks who asks, and what is asked, of the event table: 42501 unless the caller may write to it, and, where old
 -- partitions are dropped, owns it.
-create or replace function sequin._check_event_table(p sequin.pipeline)
+create or replace function sequin._check_event_table(p sequin.pipeline, source_relation oid)
 returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -73,7 +73,8 @@ declare
   v_owner oid := (select c.relowner from pg_class c where c.oid = p.event_relation);
   v_problem record;
 begin
-  select * into v_problem from sequin._event_table_problem(p.event_relation, p.retention is not null);
+  select * into v_problem
+  from sequin._event_table_problem(p.event_relation, p.retention is not null, sequin._left_null(p.actions, source_relation));
   if found then
     raise exception using errcode = v_problem.code, message = v_problem.message, hint = v_problem.hint;
   end if;
@@ -168,7 +169,7 @@ begin
   select c.oid, n.nspname, c.relname into v_new.event_relation, v_new.event_schema, v_new.event_name
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
   where c.oid = _create_pipeline.event_relation;
-  perform sequin._check_event_table(v_new);
+  perform sequin._check_event_table(v_new, source_relation);
 
   perform sequin._publish(v_source, source_relation);
   insert into sequin.source_table (source_id, relation_oid, schema_name, table_name, key_columns)
@@ -372,7 +373,7 @@ begin
   perform sequin._check_pipeline(v_new);
   if v_new.retention is distinct from v_old.retention and v_new.retention is not null then
     v_new.event_relation := sequin._event_table(v_old);
-    perform sequin._check_event_table(v_new);
+    perform sequin._check_event_table(v_new, (select t.relation_oid from sequin.source_table t where t.id = v_old.table_id));
   end if;
   -- A filter that is given again is compiled again: what it names may be of another type now.
   if (v_new.actions, v_new.filter, v_new.retention) is not distinct from (v_old.actions, v_old.filter, v_old.retention)

@@ -32,6 +32,11 @@ func TestErrors(t *testing.T) {
 		create table typed (like events including defaults including identity);
 		alter table typed alter record type json;
 		create table more (like events including defaults including identity, note text not null);
+		create table not_null (like events including defaults including identity);
+		alter table not_null alter changes set not null;
+		create table no_record (like events including defaults including identity);
+		alter table no_record alter record_pk set not null, alter record set not null;
+		create table all_full (id int not null); alter table all_full replica identity full;
 		create table no_id (like events including defaults);
 		create table no_default (like events including identity);
 		create unlogged table lost (like events including defaults including identity);
@@ -72,6 +77,10 @@ func TestErrors(t *testing.T) {
 		{`select sequin.create_pipeline('x', 'orders', 'less')`, "42703", `"seq"`, "alter table public.less add column seq bigint, add column changes jsonb;"},
 		{`select sequin.create_pipeline('x', 'orders', 'typed')`, "42804", `"record"`, "alter table public.typed alter column record type jsonb using record::jsonb;"},
 		{`select sequin.create_pipeline('x', 'orders', 'more')`, "55000", `"note"`, "alter table public.more alter column note drop not null;"},
+		{`select sequin.create_pipeline('x', 'orders', 'not_null')`, "55000", `"changes"`, "alter table public.not_null alter column changes drop not null;"},
+		{`select sequin.create_pipeline('x', 'orders', 'not_null', actions => '{update}')`, "55000", `"changes"`, "alter table public.not_null alter column changes drop not null;"},
+		{`select sequin.create_pipeline('x', 'orders', 'no_record', actions => '{insert,truncate}')`, "55000", `"record_pk"`, "alter table public.no_record alter column record_pk drop not null;"},
+		{`select sequin.create_pipeline('x', 'all_full', 'no_record')`, "55000", `"record_pk"`, "alter table public.no_record alter column record_pk drop not null;"},
 		{`select sequin.create_pipeline('x', 'orders', 'no_id')`, "55000", `"id"`, "alter table public.no_id alter column id"},
 		{`select sequin.create_pipeline('x', 'orders', 'by_default', retention => '1 day')`, "55000", "default partition", "alter table public.by_default detach partition public.by_default_rest;"},
 		{`select sequin.create_pipeline('x', 'orders', 'no_default')`, "55000", `"inserted_at"`, "alter table public.no_default alter column inserted_at set default now();"},
@@ -112,10 +121,13 @@ func TestErrors(t *testing.T) {
 		t.Errorf("what was refused has left something: %s", got)
 	}
 	// Each hint that is a statement mends it.
-	for _, table := range []string{"less", "typed", "more", "no_id", "no_default", "lost"} {
+	for _, table := range []string{"less", "typed", "more", "not_null", "no_id", "no_default", "lost"} {
 		db.Exec(db.Error(fmt.Sprintf(`select sequin.create_pipeline('%s', 'orders', '%[1]s')`, table)).Hint)
 		db.Exec(fmt.Sprintf(`select sequin.create_pipeline('%s', 'orders', '%[1]s')`, table))
 	}
+	// What no event leaves null may be not null.
+	db.Exec(`alter table not_null alter changes set not null;
+		select sequin.create_pipeline('no_record', 'orders', 'no_record'), sequin.create_pipeline('updates', 'all_full', 'not_null', actions => '{update}')`)
 	if got := pgtest.Value[string](db, `select sequin.drop_pipeline('nobody', if_exists => true) || sequin.drop_pipeline('less') || sequin.drop_pipeline('less', true)`); got != "absentdroppedabsent" {
 		t.Errorf("got %s", got)
 	}

@@ -60,6 +60,7 @@ func TestTrouble(t *testing.T) {
 		{"several", `alter table several drop column committed_at, drop column seq, drop column inserted_at`, "42703", `no column "seq"`, ""},
 		{"typed", `alter table typed alter record type text`, "42804", `"record"`, ""},
 		{"more", `alter table more add column note text not null default ''; alter table more alter note drop default`, "55000", `"note"`, ""},
+		{"not_null", `delete from not_null; alter table not_null alter changes set not null`, "55000", `"changes"`, ""},
 		{"generated", `alter table generated drop column action; alter table generated add column action text generated always as ('x') stored`, "42804", `"action"`, ""},
 		{"unfilled", `alter table unfilled alter inserted_at drop default`, "55000", `"inserted_at"`, ""},
 		{"unique_one", `delete from unique_one where id > 1; alter table unique_one add constraint one unique (source_table_name)`, "23505", `"one"`, ""},
@@ -112,7 +113,7 @@ func TestTrouble(t *testing.T) {
 		switch trouble.name {
 		case "unique_one":
 			want = 21
-		case "usurped", "dropped":
+		case "usurped", "dropped", "not_null":
 			want = 20
 		}
 		pgtest.Eventually(t, 30*time.Second, func() error {

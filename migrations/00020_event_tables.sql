@@ -1,0 +1,4 @@
+-- +goose Up
+
+drop function if exists sequin._event_table_problem(oid, boolean);
+drop function if exists sequin._check_event_table(sequin.pipeline);
