@@ -134,6 +134,7 @@ declare
   v_old sequin.pipeline;
   v_new sequin.pipeline;
   v_relation oid;
+  v_has_tables boolean;
 begin
   perform sequin._check_name('pipeline', name);
   v_new.name := name;
@@ -149,16 +150,19 @@ begin
   perform pg_advisory_xact_lock(hashtextextended('sequin.create_pipeline', 7190235));
   select * into v_old from sequin.pipeline p where p.name = _create_pipeline.name;
   if found then
-    if if_not_exists
-       and exists (select from sequin.source_table t
-                   where t.id = v_old.table_id and t.source_id = v_source.id and t.relation_oid = source_relation)
-       and (v_old.event_relation = event_relation or (v_old.event_schema, v_old.event_name) = (event_schema, event_name))
+    v_has_tables := exists (select from sequin.source_table t
+                            where t.id = v_old.table_id and t.source_id = v_source.id and t.relation_oid = source_relation)
+      and coalesce(v_old.event_relation = event_relation or (v_old.event_schema, v_old.event_name) = (event_schema, event_name), false);
+    if if_not_exists and v_has_tables
        and (v_old.actions, v_old.filter, v_old.retention) is not distinct from (v_new.actions, v_new.filter, v_new.retention) then
       return 'unchanged';
     end if;
     raise duplicate_object using
       message = format('pipeline "%s" exists already%s', name, case when if_not_exists then ', and is another one' else '' end),
-      hint = case when if_not_exists
+      hint = case when if_not_exists and not v_has_tables
+        then format('select sequin.drop_pipeline(%L); and make it anew, or give this one another name: what alter_pipeline changes are not '
+          'its tables.', name)
+        when if_not_exists
         then format('select * from sequin.pipelines where name = %L; shows it, sequin.alter_pipeline(%L, …) changes it.', name, name)
         else 'if_not_exists => true makes the same definition a no-op.' end;
   end if;

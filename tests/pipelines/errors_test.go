@@ -22,6 +22,7 @@ func TestErrors(t *testing.T) {
 		set client_min_messages = error;
 		create table orders (id int primary key, note text);
 		create table bare (id int);
+		create table other (id int primary key);
 		create unlogged table fast (id int primary key);
 		create view seen as select * from orders;
 		create table parent (id int primary key) partition by range (id);
@@ -60,7 +61,9 @@ func TestErrors(t *testing.T) {
 		{`select sequin.create_pipeline(null, 'orders', 'e')`, "22023", "name", "48"},
 		{`select sequin.create_pipeline(repeat('é', 25), 'orders', 'e')`, "22023", "name", "48"},
 		{`select sequin.create_pipeline('history', 'orders', 'e')`, "42710", `"history"`, "if_not_exists"},
-		{`select sequin.create_pipeline('history', 'orders', 'e', if_not_exists => true)`, "42710", `"history"`, "alter_pipeline"},
+		{`select sequin.create_pipeline('history', 'orders', 'e', if_not_exists => true)`, "42710", `"history"`, "select sequin.drop_pipeline('history');"},
+		{`select sequin.create_pipeline('history', 'other', 'events', if_not_exists => true)`, "42710", `"history"`, "select sequin.drop_pipeline('history');"},
+		{`select sequin.create_pipeline('history', 'orders', 'events', '{insert}', if_not_exists => true)`, "42710", `"history"`, "sequin.alter_pipeline('history', …)"},
 		{`select sequin.create_pipeline('x', 'orders', 'e', actions => '{inserted}')`, "22023", `"x"`, "insert"},
 		{`select sequin.create_pipeline('x', 'orders', 'e', actions => '{}')`, "22023", `"x"`, "insert"},
 		{`select sequin.create_pipeline('x', 'orders', 'e', actions => '{null}')`, "22023", `"x"`, "insert"},
