@@ -53,8 +53,8 @@ as $$
 $$;
 
 -- The first thing that keeps a relation from being an event log table, with the statement that mends it; no row where
--- nothing does.
-create or replace function sequin._event_table_problem(relation oid, is_partitioned boolean, left_null text[])
+-- nothing does. pipeline: the one that writes to it already.
+create or replace function sequin._event_table_problem(relation oid, is_partitioned boolean, left_null text[], pipeline text)
 returns table (code text, message text, hint text)
 language plpgsql
 stable
@@ -154,7 +154,8 @@ begin
   if is_partitioned and not sequin._is_by_time(relation) then
     return query select '55000',
       format('event table %s is not partitioned by range (committed_at), and a retention drops old partitions', v_name),
-      'Leave retention out, or give another event table: one that does not exist yet is made as it must be.';
+      case when pipeline is null then 'Leave retention out, or give another event table'
+           else format('select sequin.drop_pipeline(%L); and make it anew with another event table', pipeline) end || ': one that does not exist yet is made as it must be.';
   elsif is_partitioned and exists (select from pg_partitioned_table t where t.partrelid = relation and t.partdefid <> 0) then
     return query select '55000',
       format('event table %s has a default partition, which takes what a partition of its own would be made for', v_name),

@@ -74,7 +74,8 @@ declare
   v_problem record;
 begin
   select * into v_problem
-  from sequin._event_table_problem(p.event_relation, p.retention is not null, sequin._left_null(p.actions, source_relation));
+  from sequin._event_table_problem(p.event_relation, p.retention is not null, sequin._left_null(p.actions, source_relation),
+    case when p.id is not null then p.name end);
   if found then
     raise exception using errcode = v_problem.code, message = v_problem.message, hint = v_problem.hint;
   end if;

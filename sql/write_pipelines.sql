@@ -43,7 +43,7 @@ begin
          where a.attrelid = v_relation and a.attnum > 0
            and (a.attname, a.atttypid) in (select e.name, e.type::oid from sequin._event_columns() e)) < 12 then
     select * into v_problem from sequin._event_table_problem(v_relation, p.retention is not null, sequin._left_null(
-      p.actions, (select t.relation_oid from sequin.source_table t where t.id = p.table_id)));
+      p.actions, (select t.relation_oid from sequin.source_table t where t.id = p.table_id)), p.name);
     if found then
       raise exception using errcode = v_problem.code, message = v_problem.message, hint = v_problem.hint;
     end if;
@@ -282,7 +282,7 @@ begin
   if exists (select from pg_class c where c.oid = p.event_relation) then
     v_name := sequin._table_name(p.event_relation);
     select * into v_problem from sequin._event_table_problem(p.event_relation, p.retention is not null, sequin._left_null(
-      p.actions, (select t.relation_oid from sequin.source_table t where t.id = p.table_id)));
+      p.actions, (select t.relation_oid from sequin.source_table t where t.id = p.table_id)), p.name);
     if found and code <> '55P03' then
       code := v_problem.code;
       error := v_problem.message;

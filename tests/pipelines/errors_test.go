@@ -97,7 +97,7 @@ func TestErrors(t *testing.T) {
 		{`select sequin.alter_pipeline('hystory')`, "42704", `"hystory"`, `"history"`},
 		{`select sequin.alter_pipeline('history', actions => '{}')`, "22023", "actions", "insert"},
 		{`select sequin.alter_pipeline('history', filter => 'true) or (true')`, "42601", "filter", ""},
-		{`select sequin.alter_pipeline('history', retention => '1 day')`, "55000", "partitioned", "retention"},
+		{`select sequin.alter_pipeline('history', retention => '1 day')`, "55000", "partitioned", "select sequin.drop_pipeline('history');"},
 		{`select sequin.alter_pipeline('kept', retention => '1 ms')`, "22023", "retention", ""},
 		{`select sequin.drop_pipeline('hystory')`, "42704", `"hystory"`, `"history"`},
 		{`select sequin.pause_pipeline('hystory')`, "42704", `"hystory"`, `"history"`},
