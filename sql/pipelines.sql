@@ -92,7 +92,7 @@ begin
 end $$;
 
 -- 22023 if what a pipeline writes would come back to it, by itself or by way of others.
-create or replace function sequin._check_circle(p sequin.pipeline)
+create or replace function sequin._check_circle(p sequin.pipeline, source_relation oid)
 returns void
 language plpgsql
 stable
@@ -109,10 +109,7 @@ begin
          join sequin.source s on s.id = t.source_id and s.conninfo is null
          join sequin.pipeline n on n.table_id = t.id
        )
-       select from onward o
-       join sequin.source_table t on t.id = p.table_id
-       join sequin.source s on s.id = t.source_id and s.conninfo is null
-       where o.relation = t.relation_oid) then
+       select from onward o where o.relation = source_relation) then
     raise invalid_parameter_value using
       message = format('pipeline "%s" would capture what it writes itself', p.name),
       hint = 'Give it another event table.';
@@ -174,6 +171,7 @@ begin
   select c.oid, n.nspname, c.relname into v_new.event_relation, v_new.event_schema, v_new.event_name
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
   where c.oid = _create_pipeline.event_relation;
+  perform sequin._check_circle(v_new, source_relation);
   perform sequin._check_event_table(v_new, source_relation);
 
   perform sequin._publish(v_source, source_relation);
@@ -185,7 +183,6 @@ begin
     set schema_name = excluded.schema_name, table_name = excluded.table_name, key_columns = excluded.key_columns
   returning id into v_new.table_id;
   perform sequin._note_published(v_source, source_relation);
-  perform sequin._check_circle(v_new);
   if retention is not null then
     perform sequin._make_partitions(event_relation, sequin._partition_width(retention), array[now()]);
   end if;

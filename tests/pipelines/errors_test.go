@@ -94,6 +94,7 @@ func TestErrors(t *testing.T) {
 		{`select sequin.create_pipeline('x', 'orders', 'events', retention => '1 day')`, "55000", "partitioned", "retention"},
 		{`select sequin.create_pipeline('x', 'orders', 'by_seq', retention => '1 day')`, "55000", "partitioned", "retention"},
 		{`select sequin.create_pipeline('x', 'events', 'events')`, "22023", `"x"`, "another event table"},
+		{`select sequin.create_pipeline('x', 'orders', 'orders')`, "22023", `pipeline "x" would capture what it writes itself`, "another event table"},
 		{`select sequin.alter_pipeline('hystory')`, "42704", `"hystory"`, `"history"`},
 		{`select sequin.alter_pipeline('history', actions => '{}')`, "22023", "actions", "insert"},
 		{`select sequin.alter_pipeline('history', filter => 'true) or (true')`, "42601", "filter", ""},
