@@ -145,6 +145,8 @@ declare
   v_count bigint;
   v_lost bigint := 0;
 begin
+  -- Its feed gets nothing meanwhile.
+  perform from sequin.consumer t where t.id = c.id for no key update;
   for v_lane in 0..c.lane_count - 1 loop
     v_void := pg_advisory_xact_lock(sequin._lane_key(c.name, v_lane::smallint));
   end loop;
@@ -164,21 +166,23 @@ begin
     end if;
     select count(*) into v_count from sequin._rows(c, s.lane, s.upto_seq, upto, 9223372036854775807);
     v_lost := v_lost + v_count;
-    s.passed := s.passed + v_count; -- and is not pending any more
     s.cursor_seq := greatest(s.cursor_seq, upto);
     s.upto_seq := greatest(s.upto_seq, upto);
     perform sequin._put_lane(s);
   end loop;
+  -- What is lost is not pending any more, nor was it handed out: it is taken off what there was.
+  if c.reads = 'feed' then
+    insert into sequin.feed_progress (feed_id, step, seq, lanes, total)
+    select p.feed_id, p.step + 1, greatest(p.seq, upto), 0, p.total - v_lost
+    from (select * from sequin.feed_progress p where p.feed_id = c.feed_id order by p.step desc limit 1) p
+    where p.seq < upto or v_lost > 0;
+  else
+    update sequin.consumer t set start_total = t.start_total + v_lost where t.id = c.id and v_lost > 0;
+  end if;
   v_lost := v_lost + (
     select coalesce(sum((sequin._lane(c.id, h.lane)).held_back), 0)
     from (select distinct g.lane from sequin.held_group g where g.consumer_id = c.id and g.after_seq < upto) h);
   update sequin.held_group g set after_seq = upto where g.consumer_id = c.id and g.after_seq < upto;
-  if c.reads = 'feed' then
-    insert into sequin.feed_progress (feed_id, step, seq, lanes, total)
-    select p.feed_id, p.step + 1, upto, 0, p.total
-    from (select * from sequin.feed_progress p where p.feed_id = c.feed_id order by p.step desc limit 1) p
-    where p.seq < upto;
-  end if;
   -- Its position is a lower bound: it may have had all of it.
   insert into sequin.gap (source_id, consumer_id, from_seq, to_seq, reason)
   select t.source_id, c.id, v_from + 1, upto, reason from sequin.stream t where t.id = c.stream_id and v_lost > 0;

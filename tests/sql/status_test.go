@@ -1,7 +1,9 @@
 package sql
 
 import (
+	"fmt"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -58,4 +60,49 @@ func TestStreamState(t *testing.T) {
 	states("both active, s active")
 	f.Exec(`drop table item`)
 	states("both active, s error")
+}
+
+// What a consumer loses to the log's limit is not pending any more, and was not delivered.
+func TestLostIsNotDelivered(t *testing.T) {
+	for name, options := range map[string]string{"key": "ack_wait => '30s'", "total": "group_by => '{}'", "feed": "filter => 'new.id > 0'"} {
+		t.Run(name, func(t *testing.T) {
+			const count, lost = 200, 150
+			f := setup(t, "changes")
+			f.consumer("c", options)
+			seqs := f.write(inserts(upto(count)...)...)
+			f.tend()
+			f.Exec(`select sequin.bridge_sample()`)
+			got := f.pop(`'c', 10`)
+			left := count - lost
+			for _, m := range got {
+				if m.Seq > seqs[lost-1] {
+					left--
+				}
+			}
+			f.Exec(`select sequin._skip(c, $1, 'a limit') from sequin.consumer c`, seqs[lost-1])
+			standing := func(pending, delivered int) {
+				t.Helper()
+				if got, want := pgtest.Value[string](f.DB, `select pending || ' ' || handed_out
+					from sequin.consumer c cross join sequin._standing(c)`), fmt.Sprintf("%d %d", pending, delivered); got != want {
+					t.Errorf("got %s pending and handed out, want %s", got, want)
+				}
+				if n := pgtest.Value[int](f.DB, `select deliveries_per_minute from sequin.consumer_status`); (n > 0) != (delivered > 0) || n > 60*delivered {
+					t.Errorf("%d deliveries per minute, and there were %d", n, delivered)
+				}
+			}
+			delivered := len(got)
+			standing(left, delivered)
+			f.write(inserts(upto(20)...)...)
+			standing(left+20, delivered)
+			pgtest.Eventually(t, 10*time.Second, func() error {
+				delivered += len(f.pop(`'c', 1000`))
+				return want(delivered, len(got)+left+20)
+			})
+			standing(0, delivered)
+			f.wantClean()
+			if n := pgtest.Value[int](f.DB, `select count(*) from sequin.gap where consumer_id is not null`); n != 1 {
+				t.Errorf("%d gaps", n)
+			}
+		})
+	}
 }
