@@ -144,6 +144,7 @@ declare
   v_from bigint;
   v_count bigint;
   v_lost bigint := 0;
+  v_is_unsorted boolean := false;    -- a feed's: there are more, of which some may not be this consumer's
 begin
   -- Its feed gets nothing meanwhile.
   perform from sequin.consumer t where t.id = c.id for no key update;
@@ -172,6 +173,11 @@ begin
   end loop;
   -- What is lost is not pending any more, nor was it handed out: it is taken off what there was.
   if c.reads = 'feed' then
+    select exists (
+        select from unnest(c.routes) r(id)
+        join sequin.log l on l.route_id = r.id and l.seq > p.seq and l.seq <= upto and sequin._is_chosen(c, l.action))
+      into v_is_unsorted
+    from (select * from sequin.feed_progress p where p.feed_id = c.feed_id order by p.step desc limit 1) p;
     insert into sequin.feed_progress (feed_id, step, seq, lanes, total)
     select p.feed_id, p.step + 1, greatest(p.seq, upto), 0, p.total - v_lost
     from (select * from sequin.feed_progress p where p.feed_id = c.feed_id order by p.step desc limit 1) p
@@ -185,7 +191,8 @@ begin
   update sequin.held_group g set after_seq = upto where g.consumer_id = c.id and g.after_seq < upto;
   -- Its position is a lower bound: it may have had all of it.
   insert into sequin.gap (source_id, consumer_id, from_seq, to_seq, reason)
-  select t.source_id, c.id, v_from + 1, upto, reason from sequin.stream t where t.id = c.stream_id and v_lost > 0;
+  select t.source_id, c.id, v_from + 1, upto, reason from sequin.stream t
+  where t.id = c.stream_id and (v_lost > 0 or v_is_unsorted);
 end $$;
 
 -- Drops the oldest segment of a source, if nobody needs it any more or the log is above its limit. Its id; null: none.

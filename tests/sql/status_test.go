@@ -106,3 +106,19 @@ func TestLostIsNotDelivered(t *testing.T) {
 		})
 	}
 }
+
+// Nor is it left out of the record where it was not even sorted yet.
+func TestLostUnsorted(t *testing.T) {
+	f := setup(t, "changes")
+	f.consumer("c", "filter => $$new.note <> 'x'$$")
+	f.write(inserts(upto(10)...)...)
+	f.tend()
+	f.pop(`'c', 100`)
+	f.Exec(`alter table item drop column note`)
+	seqs := f.write(inserts(upto(10)...)...)
+	f.Exec(`select sequin._skip(c, $1, 'a limit') from sequin.consumer c`, seqs[5])
+	if got := pgtest.Value[string](f.DB, `select (select count(*) from sequin.gap where consumer_id is not null and to_seq = $1) || ' ' || pending
+		from sequin.consumer_status`, seqs[5]); got != "1 4" {
+		t.Errorf("got %s gaps and pending", got)
+	}
+}
