@@ -147,20 +147,17 @@ begin
            case when d.state = 'error' and d.error_code <> '55P03' or k.oid is null then 'error'
                 when d.state = 'error' or d.retention_error is not null or d.lag_seconds > extract(epoch from v_setting.keep) then 'warning'
                 else 'ok' end,
-           case when d.state = 'error' then format('%s (%s): %s pending', d.error, d.error_code, d.pending)
-                when k.oid is null then format('table %s was dropped, and the pipeline has no more of it: %s pending', d.source_table, d.pending)
+           case when d.state = 'error' or k.oid is null then format('%s (%s): %s pending', d.error, d.error_code, d.pending)
                 when d.retention_error is not null then format('old partitions are not dropped: %s', d.retention_error)
                 else format('%s pending, %s written%s', d.pending, d.rows_written, case when d.state = 'paused' then ', paused' else '' end) end,
-           case when d.state = 'error' then d.error_hint
-                when k.oid is null then format('select sequin.drop_pipeline(%L); and make it anew, if the table is back.', d.name)
+           case when d.state = 'error' or k.oid is null then d.error_hint
                 when d.retention_error is not null then format('It is tried again every few seconds. Look at event table %s.', d.event_table)
                 when d.lag_seconds > extract(epoch from v_setting.keep)
                   then format('It is %s behind, and the log is kept for it.', justify_interval(make_interval(secs => round(d.lag_seconds)))) end
     from sequin.pipeline_status d
     join sequin.pipeline p on p.name = d.name
     join sequin.source_table t on t.id = p.table_id
-    join sequin.source s on s.id = t.source_id
-    left join pg_class k on k.oid = t.relation_oid or s.conninfo is not null and k.oid = 'pg_class'::regclass
+    left join pg_class k on k.oid = t.relation_oid
     order by d.name;
 
   return query

@@ -513,7 +513,8 @@ select p.name, format('%I.%I', t.schema_name, t.table_name) as source_table,
        coalesce((select format('%I.%I', n.nspname, c.relname) from pg_class c join pg_namespace n on n.oid = c.relnamespace
                  where c.oid = p.event_relation), format('%I.%I', p.event_schema, p.event_name)) as event_table,
        p.actions, p.filter, p.retention,
-       case when p.paused_at is not null then 'paused' when p.error is not null then 'error'
+       case when p.paused_at is not null then 'paused'
+            when p.error is not null or not exists (select from pg_class c where c.oid = t.relation_oid) then 'error'
             when not exists (select from sequin.pipeline_progress v where v.pipeline_id = p.id) then 'starting' else 'active' end as state,
        p.paused_at, p.created_at
 from sequin.pipeline p
@@ -529,10 +530,16 @@ select p.name, v.source_table, v.event_table, v.state,
        end as lag_bytes,
        coalesce(extract(epoch from clock_timestamp() - d.oldest_at), 0)::float8 as lag_seconds,
        d.pending, d.written as rows_written, d.last_seq, d.written_at as last_written_at,
-       p.error, p.error_code, p.error_hint, p.failed_at, p.retention_error, d.oldest_at as oldest_pending_at
+       coalesce(p.error, case when k.oid is null then format('table %s was dropped, and the pipeline has no more of it', v.source_table) end)
+         as error,
+       coalesce(p.error_code, case when k.oid is null then '42P01' end) as error_code,
+       coalesce(p.error_hint, case when k.oid is null
+         then format('select sequin.drop_pipeline(%L); and make it anew, if the table is back.', p.name) end) as error_hint,
+       p.failed_at, p.retention_error, d.oldest_at as oldest_pending_at
 from sequin.pipeline p
 join sequin.pipelines v on v.name = p.name
 join sequin.source_table t on t.id = p.table_id
+left join pg_class k on k.oid = t.relation_oid
 cross join lateral sequin._pipeline_standing(p) d
 left join lateral (
   select g.applied_lsn, s.confirmed_flush_lsn

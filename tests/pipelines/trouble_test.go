@@ -151,6 +151,19 @@ func TestDroppedSource(t *testing.T) {
 	if got := pgtest.Value[string](db, `select status || ' ' || hint from sequin.health() where name = 'pipeline p'`); !strings.HasPrefix(got, "error select sequin.drop_pipeline('p');") {
 		t.Errorf("health() says %s", got)
 	}
+	for _, view := range []string{"pipelines", "pipeline_status"} {
+		if got := pgtest.Value[string](db, `select state from sequin.`+view); got != "error" {
+			t.Errorf("%s says %s", view, got)
+		}
+	}
+	if hint := awaitError(db, "p", "42P01", "table public.item was dropped"); !strings.HasPrefix(hint, "select sequin.drop_pipeline('p');") {
+		t.Errorf("the hint is %s", hint)
+	}
+	db.Exec(`select sequin.pause_pipeline('p')`)
+	if got := pgtest.Value[string](db, `select d.state || ' ' || h.status || ' ' || h.detail from sequin.pipeline_status d, sequin.health() h
+		where h.name = 'pipeline p'`); !strings.HasPrefix(got, "paused error table public.item was dropped") {
+		t.Errorf("paused, it is %s", got)
+	}
 	db.Exec(`select sequin.drop_pipeline('p')`)
 	if n := pgtest.Value[int](db, `select count(*) from events`); n != 2 {
 		t.Errorf("%d events", n)
