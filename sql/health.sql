@@ -23,8 +23,11 @@ declare
   v_retained numeric;
   v_holder record;
   v_setting sequin.setting;
+  v_kept text;                       -- for who is behind
 begin
   select * into v_setting from sequin.setting;
+  v_kept := case when v_setting.max_bytes is null then 'the log is kept for it'
+                 else 'set_retention''s max_bytes may cut the log before it gets there' end;
 
   for v_source in select * from sequin.source s where s.conninfo is null order by s.id loop
     -- Generic across versions: a column that is not there is null.
@@ -136,7 +139,7 @@ begin
                   from (values ('filter', c.filter), ('transform', c.transform)) k(kind, text) where k.text is not null)
                 when d.dead_letters > 0 then format('select * from sequin.dead_letters where consumer = %L;', c.name)
                 when d.lag_seconds > extract(epoch from v_setting.keep)
-                  then format('It is %s behind, and the log is kept for it.', justify_interval(make_interval(secs => round(d.lag_seconds)))) end
+                  then format('It is %s behind, and %s.', justify_interval(make_interval(secs => round(d.lag_seconds))), v_kept) end
     from sequin.consumer c
     join sequin.consumer_status d on d.name = c.name
     cross join lateral (select sequin._consumer_error(c) as error) r
@@ -153,7 +156,7 @@ begin
            case when d.state = 'error' or k.oid is null then d.error_hint
                 when d.retention_error is not null then format('It is tried again every few seconds. Look at event table %s.', d.event_table)
                 when d.lag_seconds > extract(epoch from v_setting.keep)
-                  then format('It is %s behind, and the log is kept for it.', justify_interval(make_interval(secs => round(d.lag_seconds)))) end
+                  then format('It is %s behind, and %s.', justify_interval(make_interval(secs => round(d.lag_seconds))), v_kept) end
     from sequin.pipeline_status d
     join sequin.pipeline p on p.name = d.name
     join sequin.source_table t on t.id = p.table_id

@@ -122,3 +122,19 @@ func TestLostUnsorted(t *testing.T) {
 		t.Errorf("got %s gaps and pending", got)
 	}
 }
+
+// Who is behind is told whether the log is kept for it.
+func TestBehindIsSaid(t *testing.T) {
+	f := setup(t, "changes")
+	f.consumer("c")
+	f.Exec(`select sequin.create_pipeline('p', 'item', 'events')`)
+	f.write(inserts(1)...)
+	f.tend()
+	for limit, text := range map[string]string{"null": "and the log is kept for it.", "16777216": "and set_retention's max_bytes may cut the log before it gets there."} {
+		f.Exec(`select sequin.set_retention('0', ` + limit + `)`)
+		if n := pgtest.Value[int](f.DB, `select count(*) from sequin.health() where name in ('consumer c', 'pipeline p') and status = 'warning'
+			and hint like 'It is % behind, ' || $1`, text); n != 2 {
+			t.Errorf("with max_bytes %s: %q", limit, pgtest.Column[string](f.DB, `select concat_ws(' ', name, status, detail, hint) from sequin.health()`))
+		}
+	}
+}
