@@ -308,7 +308,8 @@ Returns whether that is new.';
 -- The pipelines of a source.
 create or replace function sequin.bridge_pipelines(source_id int)
 returns table (
-  pipeline_id int, route_id int, is_paused boolean, has_retention boolean, changed_at timestamptz, is_behind boolean
+  pipeline_id int, route_id int, is_paused boolean, has_retention boolean, changed_at timestamptz, is_behind boolean,
+  name text
 )
 language plpgsql
 stable
@@ -322,7 +323,8 @@ as $$
 begin
   return query
     select p.id, p.table_id, p.paused_at is not null, p.retention is not null, p.changed_at,
-           v.seq is null or exists (select from sequin.log l where l.route_id = p.table_id and l.seq > v.seq)
+           v.seq is null or exists (select from sequin.log l where l.route_id = p.table_id and l.seq > v.seq),
+           p.name
     from sequin.pipeline p
     join sequin.source_table t on t.id = p.table_id and t.source_id = bridge_pipelines.source_id
     left join lateral (

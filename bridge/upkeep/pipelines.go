@@ -46,6 +46,7 @@ type pipelines struct {
 // pipeline is one that is written for.
 type pipeline struct {
 	id        int32
+	name      string
 	route     int32
 	changedAt time.Time
 	stop      context.CancelFunc
@@ -101,13 +102,15 @@ func (p *pipelines) run(ctx context.Context) {
 
 // look starts and stops pipelines as there are, and wakes those that have something to write.
 func (p *pipelines) look(ctx context.Context, parts *sync.WaitGroup) error {
-	rows, err := p.Upkeep.pool.Query(ctx, `select pipeline_id, route_id, changed_at, is_behind from sequin.bridge_pipelines($1)
+	rows, err := p.Upkeep.pool.Query(ctx, `select pipeline_id, name, route_id, changed_at, is_behind from sequin.bridge_pipelines($1)
 		where not is_paused`, p.sourceID)
 	if err != nil {
 		return fmt.Errorf("read pipelines: %w", err)
 	}
 	type state struct {
-		ID, Route int32
+		ID        int32
+		Name      string
+		Route     int32
 		ChangedAt time.Time
 		IsBehind  bool
 	}
@@ -122,7 +125,10 @@ func (p *pipelines) look(ctx context.Context, parts *sync.WaitGroup) error {
 		there[s.ID] = true
 		n := p.running[s.ID]
 		if n == nil {
-			n = &pipeline{id: s.ID, route: s.Route, changedAt: s.ChangedAt, wake: make(chan struct{}, 1), retry: make(chan struct{}, 1)}
+			n = &pipeline{
+				id: s.ID, name: s.Name, route: s.Route, changedAt: s.ChangedAt,
+				wake: make(chan struct{}, 1), retry: make(chan struct{}, 1),
+			}
 			p.running[s.ID] = n
 			var running context.Context
 			running, n.stop = context.WithCancel(ctx)
@@ -213,23 +219,27 @@ func (p *pipelines) report(ctx context.Context, n *pipeline, err error) {
 	if err != nil {
 		p.warn(ctx, "record why a pipeline does not go on", err)
 	} else if isNew {
-		p.log.Warn("a pipeline does not go on: trying again", "pipeline", n.id, "err", pgErr)
+		p.log.Warn("a pipeline does not go on: trying again", "pipeline", n.name, "err", pgErr)
 	}
 }
 
 // retainPipelines drops what pipelines keep for longer than they should.
 func (u *Upkeep) retainPipelines(ctx context.Context) error {
-	rows, err := u.pool.Query(ctx, `select pipeline_id from sequin.bridge_pipelines($1) where has_retention`, u.sourceID)
+	rows, err := u.pool.Query(ctx, `select pipeline_id, name from sequin.bridge_pipelines($1) where has_retention`, u.sourceID)
 	if err != nil {
 		return err
 	}
-	ids, err := pgx.CollectRows(rows, pgx.RowTo[int32])
+	type one struct {
+		ID   int32
+		Name string
+	}
+	pipelines, err := pgx.CollectRows(rows, pgx.RowToStructByPos[one])
 	if err != nil {
 		return err
 	}
-	for _, id := range ids {
+	for _, n := range pipelines {
 		var dropped int64
-		err := u.pool.QueryRow(ctx, `select sequin.bridge_pipeline_retain($1)`, id).Scan(&dropped)
+		err := u.pool.QueryRow(ctx, `select sequin.bridge_pipeline_retain($1)`, n.ID).Scan(&dropped)
 		var pgErr *pgconn.PgError
 		var why *string
 		switch {
@@ -240,9 +250,9 @@ func (u *Upkeep) retainPipelines(ctx context.Context) error {
 		case err != nil:
 			return err
 		case dropped > 0:
-			u.log.Info("dropped old partitions of an event table", "pipeline", id, "count", dropped)
+			u.log.Info("dropped old partitions of an event table", "pipeline", n.Name, "count", dropped)
 		}
-		if _, err := u.pool.Exec(ctx, `select sequin.bridge_pipeline_error($1, null, $2, null, null, true)`, id, why); err != nil {
+		if _, err := u.pool.Exec(ctx, `select sequin.bridge_pipeline_error($1, null, $2, null, null, true)`, n.ID, why); err != nil {
 			u.warn(ctx, "record why old partitions are not dropped", err)
 		}
 	}

@@ -288,3 +288,17 @@ func TestTroubleFromTheStart(t *testing.T) {
 		return nil
 	})
 }
+
+// The bridge's log names a pipeline as its owner does.
+func TestNamesInTheLog(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key);
+		select sequin.create_pipeline('brief', 'item', 'brief', retention => '1 second'), sequin.create_pipeline('failing', 'item', 'failing');
+		alter table failing add check (record_pk <> '1')`)
+	b := pgtest.BridgeProcess(t, db.URL)
+	b.AwaitLog("msg=capturing")
+	db.Exec(`insert into item values (1)`)
+	b.AwaitLog(`msg="a pipeline does not go on: trying again" component=upkeep pipeline=failing err=`)
+	b.AwaitLog(`msg="dropped old partitions of an event table" component=upkeep pipeline=brief count=`)
+}
