@@ -1,6 +1,6 @@
 -- Partitions of event log tables with a retention: made where events come, dropped whole when all in them is old.
 
--- How long a partition is, in seconds: an eighth of the retention, or somewhat less, so that it divides a day; a month where
+-- How long a partition is, in seconds: an eighth of the retention, or somewhat less, so that it divides a day; a day where
 -- there is none, or none any more.
 create or replace function sequin._partition_width(retention interval)
 returns bigint
@@ -10,7 +10,7 @@ set search_path = pg_catalog, pg_temp
 as $$
   select max(w.seconds)
   from unnest('{1,5,10,60,300,600,3600,21600,86400,604800,2592000}'::bigint[]) w(seconds)
-  where retention is null or w.seconds <= greatest(date_part('epoch', retention) / 8, 1)
+  where w.seconds <= greatest(date_part('epoch', coalesce(retention, '8 days')) / 8, 1)
 $$;
 
 -- The partitions of a table by range of a time, and what each holds; without a default partition.
@@ -78,4 +78,42 @@ begin
     execute format('alter table %s owner to %I', v_name, pg_get_userbyid(v_class.relowner));
     execute format('alter table %s attach partition %s for values from (%L) to (%L)', v_table, v_name, v_from, v_to);
   end loop;
+end $$;
+
+-- Ends partitions that are open, or yet to come, where those of a width do: what comes later is not to be kept as long as the
+-- longest of them. Not those that hold something beyond it. 55P03 where somebody has the table for more than a second.
+create or replace function sequin._shorten_partitions(relation oid, width bigint)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set datestyle = 'ISO'
+set lock_timeout = '1s'
+as $$
+declare
+  v_table text := sequin._table_name(relation);
+  v_name text;
+  p record;
+  v_has_later boolean;
+begin
+  for p in
+    select o.*
+    from (
+      select o.*, to_timestamp((floor(date_part('epoch', greatest(o.from_at, now())) / width) + 1) * width) as end_at
+      from sequin._partitions(relation) o) o
+    where o.to_at > o.end_at
+    order by o.from_at
+  loop
+    v_name := sequin._table_name(p.partition);
+    execute format('lock table %s in access exclusive mode', v_table);
+    execute format('select exists (select from %s e where e.committed_at >= $1)', v_name) into v_has_later using p.end_at;
+    continue when v_has_later;
+    execute format('alter table %s detach partition %s', v_table, v_name);
+    execute format('alter table %s attach partition %s for values from (%s) to (%L)', v_table, v_name,
+      case when p.from_at = '-infinity' then 'minvalue' else quote_literal(p.from_at) end, p.end_at);
+  end loop;
+exception when lock_not_available then
+  raise lock_not_available using
+    message = format('event table %s is locked, and partitions of it have to end earlier for this retention', v_table),
+    hint = format('Try again. Who has it locked: select pid, mode from pg_locks where relation = %L::regclass;', v_table);
 end $$;

@@ -385,6 +385,9 @@ begin
   update sequin.pipeline p
   set actions = v_new.actions, filter = v_new.filter, retention = v_new.retention, changed_at = clock_timestamp()
   where p.id = v_old.id;
+  if v_new.retention is not null and (v_old.retention is null or v_new.retention < v_old.retention) then
+    perform sequin._shorten_partitions(v_new.event_relation, sequin._partition_width(v_new.retention));
+  end if;
   if filter is not null then
     perform sequin._keep_pipeline_filter(v_new, filter_views);
   end if;
@@ -412,11 +415,12 @@ end $$;
 comment on function sequin.alter_pipeline(text, text[], text, interval) is
 'Changes a pipeline''s options, from the next change that it writes on; what is null stays as it is, filter => '''' takes the
 filter away, and retention => ''0'' means that events are kept for good. A retention needs an event table that is partitioned by range (committed_at), and
-its owner. A pipeline in error is tried again at once.
+its owner; where it is given or shortened, partitions that are open end where new ones do, for which the table is locked for a
+moment. A pipeline in error is tried again at once.
 
 Returns altered or unchanged.
 Errors: 42704 unknown pipeline, 22023 bad argument, 42501 no right, 55000 the event table is not partitioned,
-42601, 42703, 42804 a filter that is none.';
+55P03 somebody has it locked, 42601, 42703, 42804 a filter that is none.';
 
 create or replace function sequin.drop_pipeline(name text, if_exists boolean default false)
 returns text

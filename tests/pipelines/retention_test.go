@@ -2,6 +2,7 @@ package pipelines
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -273,6 +274,77 @@ func TestRetentionTakenAway(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A retention that is given back, or shortened, is kept to with what came meanwhile, and with what comes: partitions that were
+// made for longer end earlier.
+func TestRetentionGivenBack(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id serial primary key);
+		select sequin.create_pipeline('p', 'item', 'events', retention => '8 seconds');
+		select sequin.create_pipeline('long', 'item', 'long', retention => '1000 days')`)
+	pgtest.StartBridge(t, db.URL)
+	partitions := func(table string) string {
+		t.Helper()
+		return pgtest.Value[string](db, `select coalesce(string_agg(from_at || ' to ' || to_at, ', ' order by from_at), 'none') from sequin._partitions($1::regclass)`, table)
+	}
+	// The next one is made ahead.
+	pgtest.Eventually(t, 20*time.Second, func() error {
+		if n := pgtest.Value[int](db, `select count(*) from sequin._partitions('long'::regclass)`); n != 2 {
+			return fmt.Errorf("%d partitions", n)
+		}
+		return nil
+	})
+	db.Exec(`insert into item default values; select sequin.alter_pipeline('p', retention => '0')`)
+	pgtest.Eventually(t, 30*time.Second, func() error {
+		db.Exec(`insert into item default values`)
+		if n := pgtest.Value[int](db, `select count(*) from sequin._partitions('events'::regclass) where to_at > now() + interval '5 seconds'`); n != 1 {
+			return fmt.Errorf("there is no long partition: %s", partitions("events"))
+		}
+		return nil
+	})
+	if !pgtest.Value[bool](db, `select bool_and(to_at - from_at <= interval '1 day') from sequin._partitions('events'::regclass)`) {
+		t.Errorf("a partition is longer than a day: %s", partitions("events"))
+	}
+	// Not at the cost of who reads.
+	reader, err := db.Connect().Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := reader.Exec(t.Context(), `select from events`); err != nil {
+		t.Fatal(err)
+	}
+	before := partitions("events")
+	if e := db.Error(`select sequin.alter_pipeline('p', retention => '4 seconds')`); e.Code != "55P03" || !strings.Contains(e.Message, "public.events") || e.Hint == "" {
+		t.Errorf("got %s: %s (%s)", e.Code, e.Message, e.Hint)
+	}
+	if after := partitions("events"); after != before {
+		t.Errorf("refused, it changed %s to %s", before, after)
+	}
+	if err := reader.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	count := pgtest.Value[int](db, `select count(*) from item`)
+	awaitCount(db, "long", count)
+	db.Exec(`select sequin.alter_pipeline('p', retention => '4 seconds')`)
+	db.Exec(`insert into item default values; select sequin.alter_pipeline('long', retention => '1 hour')`)
+	awaitCount(db, "long", count+1)
+	if got := pgtest.Value[bool](db, `select bool_and(to_at - greatest(from_at, now()) <= interval '5 minutes') from sequin._partitions('long'::regclass)`); !got {
+		t.Errorf("shortened, the partitions are %s", partitions("long"))
+	}
+	pgtest.Eventually(t, 30*time.Second, func() error {
+		if n := pgtest.Value[int](db, `select count(*) from events`); n != 0 {
+			return fmt.Errorf("%d old events are there: %s: %v", n, partitions("events"), status(db))
+		}
+		return nil
+	})
+	// And it goes on.
+	db.Exec(`insert into item default values`)
+	awaitCount(db, "long", count+2)
+	if n := pgtest.Value[int](db, `select count(*) from sequin.health() where name like 'pipeline %' and status <> 'ok'`); n > 0 {
+		t.Error("health() is not well")
+	}
 }
 
 // What is written at once may be in several partitions, and have none for some of it: those that are there are of another
