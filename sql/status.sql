@@ -137,8 +137,10 @@ select c.name, s.name as stream,
        coalesce(extract(epoch from clock_timestamp() - d.oldest_unacked_at), 0)::float8 as lag_seconds,
        d.pending, d.in_flight, d.waiting, d.dead_letters,
        d.oldest_unacked_seq, d.oldest_unacked_at,
-       -- What is counted begins anew where the consumer is altered.
-       greatest(coalesce(round((d.handed_out - m.handed_out) * 60 / greatest(extract(epoch from clock_timestamp() - m.sampled_at), 1)::numeric), 0), 0)::bigint
+       -- What is counted begins anew where the consumer is altered. One at rest is not sampled: an older sample is where it was a
+       -- minute ago.
+       greatest(round((d.handed_out - m.handed_out) * 60
+           / case when m.age > 75 then 60 else greatest(m.age, 1) end::numeric), 0)::bigint
          as deliveries_per_minute
 from sequin.consumer c
 join sequin.stream s on s.id = c.stream_id
@@ -154,19 +156,22 @@ left join lateral (
   where p.source_id = s.source_id
   order by p.step desc
   limit 1) p on true
-left join lateral (
-  -- The newest sample that is a minute old, else the oldest there is.
-  select m.handed_out, m.sampled_at
-  from sequin.consumer_sample m
-  where m.consumer_id = c.id
+cross join lateral (
+  -- The newest sample that is a minute old, else the oldest there is: when it was made it had handed out nothing.
+  select m.handed_out, extract(epoch from clock_timestamp() - m.sampled_at) as age
+  from (
+    select m.handed_out, m.sampled_at from sequin.consumer_sample m where m.consumer_id = c.id
+    union all
+    select 0, c.created_at) m
   order by m.sampled_at <= clock_timestamp() - interval '1 minute' desc,
            abs(extract(epoch from m.sampled_at - (clock_timestamp() - interval '1 minute')))
-  limit 1) m on true;
+  limit 1) m;
 comment on view sequin.consumer_status is
 'How each consumer stands. pending: messages it has not been handed, or that wait to be handed again, and with them what a
 filter has yet to choose from, or group_by to sort (10,000 of these at most are counted); in_flight: out, not acknowledged;
 waiting: of the pending ones, those that were given or taken back; lag_seconds: the age of the oldest message that is not
-acknowledged; lag_bytes: the WAL since then.';
+acknowledged; lag_bytes: the WAL since then; deliveries_per_minute: how many messages were handed out in the last minute, to ten
+seconds. One that comes again, after a nack, an expiry, a redrive or a republish, is not counted again.';
 
 create or replace view sequin.stream_status as
 select s.name, o.name as source,

@@ -237,7 +237,9 @@ begin
   get diagnostics v_count = row_count;
   delete from sequin.consumer_sample m where m.sampled_at < clock_timestamp() - interval '5 minutes'
     and exists (
-      select from sequin.consumer_sample n where n.consumer_id = m.consumer_id and n.sampled_at > m.sampled_at);
+      -- After a rest the one before it is what a rate is of, for a minute.
+      select from sequin.consumer_sample n
+      where n.consumer_id = m.consumer_id and n.sampled_at > m.sampled_at and n.sampled_at < clock_timestamp() - interval '1 minute');
   perform sequin.bridge_sample_source(s.id, pg_current_wal_lsn()::text, r.confirmed_flush_lsn::text, r.restart_lsn::text)
   from sequin.source s
   join pg_replication_slots r on r.slot_name = s.slot_name

@@ -138,3 +138,36 @@ func TestBehindIsSaid(t *testing.T) {
 		}
 	}
 }
+
+// What is handed out before the first sample, or after a rest, is counted as what comes later is.
+func TestDeliveriesPerMinute(t *testing.T) {
+	f := setup(t, "changes")
+	f.consumer("c", "group_by => '{}'")
+	rate := func() int { return pgtest.Value[int](f.DB, `select deliveries_per_minute from sequin.consumer_status`) }
+	if n := rate(); n != 0 {
+		t.Errorf("%d deliveries per minute, and there was none", n)
+	}
+	f.write(inserts(upto(50)...)...)
+	f.tend()
+	if got := len(f.pop(`'c', 100`)); got != 50 {
+		t.Fatalf("got %d messages", got)
+	}
+	for range 2 {
+		if n := rate(); n < 50 {
+			t.Errorf("%d deliveries per minute, and there were 50", n)
+		}
+		f.Exec(`select sequin.bridge_sample()`)
+	}
+	f.Exec(`update sequin.consumer_sample set sampled_at = sampled_at - interval '1 hour'; update sequin.consumer set created_at = created_at - interval '2 hours'`)
+	if n := rate(); n != 0 {
+		t.Errorf("%d deliveries per minute at rest", n)
+	}
+	f.write(inserts(upto(60)...)...)
+	f.pop(`'c', 100`)
+	for range 2 {
+		if n := rate(); n != 60 {
+			t.Errorf("%d deliveries per minute, and there were 60", n)
+		}
+		f.Exec(`select sequin.bridge_sample()`)
+	}
+}
