@@ -309,7 +309,9 @@ if_not_exists  the same definition again is a no-op
 
 An event is (id, seq, source_database_id, source_table_oid, source_table_schema, source_table_name, record_pk, record,
 changes, action, committed_at, inserted_at). record is the new row, for a delete the old one; changes are the old values
-of the columns that an update changed, which takes replica identity full. seq ascends in commit order.
+of the columns that an update changed, which takes replica identity full. seq ascends in commit order. Without replica
+identity full an update''s record leaves out large (TOASTed) columns that it did not change, as the server does not send
+them, and nothing in the event says so; with it they are there.
 
 The bridge writes with the rights of this schema''s owner, who must have those of the event table''s. The table''s triggers
 fire, with search_path pg_catalog; where its owner has fewer rights than the schema''s, it must have none, nor anything

@@ -274,3 +274,23 @@ func TestStreamOfEvents(t *testing.T) {
 		return nil
 	})
 }
+
+// A large value that an update leaves as it is is in its event with replica identity full, and not without.
+func TestUnchangedLargeValue(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	for _, table := range []string{"plain", "whole"} {
+		db.Exec(`create table ` + table + ` (id int primary key, note text, large text);
+			alter table ` + table + ` alter large set storage external; select sequin.create_pipeline('` + table + `', '` + table + `', '` + table + `_events')`)
+	}
+	db.Exec(`alter table whole replica identity full`)
+	pgtest.StartBridge(t, db.URL)
+	for _, table := range []string{"plain", "whole"} {
+		db.Exec(`insert into ` + table + ` values (1, 'a', repeat('x', 10000)); update ` + table + ` set note = 'b'`)
+		awaitCount(db, table+"_events", 2)
+		if got, want := pgtest.Value[int](db, `select coalesce(length(record ->> 'large'), 0) from `+table+`_events where action = 'update'`),
+			map[string]int{"plain": 0, "whole": 10000}[table]; got != want {
+			t.Errorf("%s: the update's record has %d bytes of the large value, want %d", table, got, want)
+		}
+	}
+}
