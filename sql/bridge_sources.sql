@@ -208,41 +208,58 @@ $$;
 comment on function sequin.bridge_is_copy(int) is
 'For the bridge: whether another database than this one has captured the source, as far as this one knows.';
 
-create or replace function sequin.bridge_settle(source_id int, publication_oid bigint)
-returns boolean
-language sql
+create or replace function sequin.bridge_settle(source_id int, publication_row jsonb)
+returns jsonb
+language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  update sequin.source s set home_oid = d.oid, publication_oid = $2::oid
+declare
+  v_source sequin.source;
+begin
+  update sequin.source s
+  set home_oid = d.oid, publication_oid = coalesce(s.publication_oid, (bridge_settle.publication_row ->> 'oid')::oid),
+      publication_row = coalesce(s.publication_row, bridge_settle.publication_row)
   from pg_database d
-  where s.id = $1 and d.datname = current_database()
-    and (s.home_oid, s.publication_oid) is distinct from (d.oid, $2::oid)
-  returning true
-$$;
-comment on function sequin.bridge_settle(int, bigint) is
-'For the bridge, once it captures another source: it is this database that does, and by this publication there.';
+  where s.id = bridge_settle.source_id and d.datname = current_database()
+    and (s.home_oid is distinct from d.oid or s.publication_oid is null or s.publication_row is null);
+  return (select s.publication_row from sequin.source s where s.id = bridge_settle.source_id);
+end $$;
+comment on function sequin.bridge_settle(int, jsonb) is
+'For the bridge, once it captures another source: it is this database that does, and by this publication there, unless it is
+known by which. Returns the publication that it is captured by.';
 
-create or replace function sequin.bridge_captured_publication(source_id int)
-returns bigint
-language sql
-stable
+-- As bridge_publication, of another source: what its publication is there is asked of it by the bridge.
+create or replace function sequin.bridge_far_publication(source_id int, publication_row jsonb, lsn text)
+returns text
+language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select s.publication_oid::bigint from sequin.source s where s.id = $1
-$$;
-comment on function sequin.bridge_captured_publication(int) is
-'For the bridge: by which publication of another source its log was captured so far; null: not known.';
+declare
+  v_source sequin.source;
+begin
+  select * into v_source from sequin.source s where s.id = source_id;
+  if publication_row is null then
+    return format('publication "%s" was dropped', v_source.publication_name);
+  elsif (publication_row ->> 'oid')::oid <> v_source.publication_oid then
+    return format('publication "%s" was dropped, and made anew', v_source.publication_name);
+  end if;
+  return sequin._note_altered(v_source, publication_row, lsn::pg_lsn);
+end $$;
+comment on function sequin.bridge_far_publication(int, jsonb, text) is
+'For the bridge: looks whether the publication of another source, as it is there at this LSN, is still the one that was made.
+Returns what is wrong with it; null: nothing. One that was altered and put back becomes a gap.';
 
 -- No table of a source is published: its publication is about to be made, or (is_other) it is another server than before,
--- with oids of its own, where each is looked up anew by its name.
+-- with oids of its own, where each is looked up anew by its name. Which publication it is then is known once it is captured.
 create or replace function sequin.bridge_unpublish_source(source_id int, is_other boolean)
 returns bigint
 language sql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+  update sequin.source s set publication_oid = null, publication_row = null, is_unreadable = false where s.id = $1;
   with unpublished as (
     update sequin.source_table t
     set published_at = null, relation_oid = case when not $2 then t.relation_oid end

@@ -29,6 +29,61 @@ as $$
   left join pg_publication p on p.pubname = source.publication_name
 $$;
 
+-- A publication of this database as the catalog has it, its xmin with it: that is another with each alteration but of which
+-- tables are in it, and no vacuum changes it.
+create or replace function sequin._publication_row(name text)
+returns jsonb
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select to_jsonb(p) || jsonb_build_object('xmin', p.xmin::text) from pg_publication p where p.pubname = $1
+$$;
+
+-- Takes note of what a source's publication is now. One that looks as before, and was written anew, was altered and put back, or
+-- renamed and renamed back: a gap. What is not as before is seen where tables are looked at. Returns why capture cannot go on;
+-- null: it can.
+create or replace function sequin._note_altered(source sequin.source, publication_row jsonb, lsn pg_lsn)
+returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  v_applied pg_lsn := (select p.applied_lsn from sequin.progress p where p.source_id = source.id order by p.step desc limit 1);
+  v_is_put_back boolean := publication_row <> source.publication_row and publication_row - 'xmin' = source.publication_row - 'xmin';
+begin
+  if source.is_unreadable then
+    return format('publication "%s" was not there, by that name, when changes were made that the server has still to send', source.publication_name);
+  end if;
+  -- It was away when the bridge looked, and that was accepted before it was back: there is no going on from before.
+  if v_is_put_back and exists (
+       select from sequin.gap g
+       where g.source_id = source.id and g.consumer_id is null and g.pipeline_id is null
+         and g.to_lsn is null and g.from_lsn = v_applied and g.accepted_at is not null) then
+    return format('publication "%s" was renamed, and renamed back', source.publication_name);
+  end if;
+  -- One bridge at a time gets through here with what it has seen.
+  update sequin.source s set publication_row = _note_altered.publication_row
+  where s.id = source.id and s.publication_row is not distinct from source.publication_row
+    and s.publication_row is distinct from _note_altered.publication_row;
+  if not found or not coalesce(v_is_put_back, false) or not exists (
+       select from sequin.source_table t
+       where t.source_id = source.id and t.unpublished_lsn is null and sequin._is_captured(t.id)
+         and (source.conninfo is null or t.published_at is not null)) then
+    return null;
+  end if;
+  update sequin.gap g set to_lsn = lsn
+  where g.source_id = source.id and g.consumer_id is null and g.pipeline_id is null
+    and g.to_lsn is null and g.from_lsn = v_applied and g.accepted_at is null;
+  if not found then
+    insert into sequin.gap (source_id, from_lsn, to_lsn, reason)
+    values (source.id, coalesce(v_applied, lsn), lsn,
+      format('publication "%s" was altered or renamed, and put back: what it kept back meanwhile is missing', source.publication_name));
+  end if;
+  return null;
+end $$;
+
 -- What the publication of a source of this database keeps back of a table's changes, and the statement that mends it; no row:
 -- nothing. Columns that not every version has are asked for by name.
 create or replace function sequin._kept_back(source sequin.source, relation oid, out detail text, out mend text)
@@ -115,8 +170,12 @@ declare
   v_table record;
 begin
   select * into v_source from sequin.source s where s.id = source_id;
-  v_fault := sequin._publication_fault(v_source);
-  if v_fault is not null or v_source.conninfo is not null then
+  if v_source.conninfo is not null then
+    return null;
+  end if;
+  v_fault := coalesce(sequin._publication_fault(v_source),
+    sequin._note_altered(v_source, sequin._publication_row(v_source.publication_name), pg_current_wal_insert_lsn()));
+  if v_fault is not null then
     return v_fault;
   end if;
   for v_table in
@@ -153,9 +212,22 @@ begin
 end $$;
 comment on function sequin.bridge_publication(int) is
 'For the bridge: looks whether the publication, and each table in it, is still the one that was made. Returns what is
-wrong with the publication; null: nothing. A table that was out of it for a while, or published in part, becomes a gap.';
+wrong with the publication; null: nothing. A table that was out of it for a while, or published in part, becomes a gap, and so
+does a publication that was altered and put back.';
 
--- Makes the publication again, with all tables that are captured, after a gap was accepted. A table that cannot be published
+-- The stream has ended at a change that was made while no publication had the name: it ends there each time.
+create or replace function sequin.bridge_unreadable(source_id int)
+returns boolean
+language sql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  update sequin.source s set is_unreadable = true where s.id = $1 and not s.is_unreadable returning true
+$$;
+comment on function sequin.bridge_unreadable(int) is
+'For the bridge: the server cannot send what the slot has next, as there was no publication of the name then.';
+
+-- Makes the publication again, with all tables that are captured, at the first start and after a gap was accepted. A table that cannot be published
 -- any more keeps no other from it: health() names it.
 create or replace function sequin.bridge_republish(source_id int)
 returns bigint
@@ -178,7 +250,8 @@ begin
       case when v_version >= 130000 then ', publish_via_partition_root = true' else '' end,
       case when v_version >= 180000 then ', publish_generated_columns = stored' else '' end);
   end if;
-  update sequin.source s set publication_oid = p.oid
+  update sequin.source s
+  set publication_oid = p.oid, publication_row = sequin._publication_row(p.pubname), is_unreadable = false
   from pg_publication p
   where s.id = v_source.id and p.pubname = s.publication_name
   returning s.* into v_source;
@@ -208,7 +281,7 @@ begin
   return v_count;
 end $$;
 comment on function sequin.bridge_republish(int) is
-'For the bridge, after a gap was accepted: makes the publication again where it is missing, and puts all tables that are
+'For the bridge, at the first start and after a gap was accepted: makes the publication again where it is missing, and puts all tables that are
 captured into it. Returns how many it has put in.';
 
 -- A transaction that the server cannot send: it fails at the same place again and again, and the slot with it. On record

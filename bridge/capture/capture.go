@@ -203,6 +203,10 @@ func (c *Capture) capture(ctx context.Context) error {
 	}
 	if ctx.Err() == nil {
 		c.failedAt(&s.reader, err)
+		if s.isUnreadable(err) {
+			_, noteErr := s.home.Exec(ctx, `select sequin.bridge_unreadable($1)`, s.sourceID)
+			return errors.Join(err, noteErr)
+		}
 		if _, isAll := s.queue.Written(); isAll && c.stuck.count >= enough {
 			s.close()
 			return c.goPast(ctx, s.sourceID)
@@ -286,8 +290,16 @@ func (s *session) answerWithin() time.Duration {
 // errPublication is returned where what the server sends is not what was asked for any more.
 var errPublication = errors.New("the publication is not the one that was captured")
 
-// checkPublication looks whether the publication is still the one that was made: 18 goes on without it.
+// checkPublication looks whether the publication is still the one that was made: 18 goes on without it. What it means that
+// another source's is not is found out when it is opened again.
 func (s *session) checkPublication(ctx context.Context, conn *pgx.Conn) error {
+	if s.target != nil {
+		row, _, err := s.publicationRow(ctx, conn)
+		if err == nil && row != s.captured {
+			err = errPublication
+		}
+		return err
+	}
 	fault, err := s.publicationFault(ctx, conn)
 	if err == nil && fault != "" {
 		err = fmt.Errorf("%w: %s", errPublication, fault)
@@ -304,31 +316,29 @@ func (s *session) checkStandbys(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
-// publicationFault says what is wrong with the publication; nothing, where it is the one that was made.
+// publicationFault says what is wrong with the publication; nothing, where it is the one that was made. conn is to the source.
 func (s *session) publicationFault(ctx context.Context, conn *pgx.Conn) (fault string, err error) {
-	if s.target != nil {
-		oid, err := s.publicationOID(ctx, conn)
-		switch {
-		case err != nil:
+	if s.target == nil {
+		err = conn.QueryRow(ctx, `select coalesce(sequin.bridge_publication($1), '')`, s.sourceID).Scan(&fault)
+	} else {
+		var row, lsn string
+		if row, lsn, err = s.publicationRow(ctx, conn); err != nil {
 			return "", err
-		case oid == nil:
-			return fmt.Sprintf("publication %q was dropped", s.publication), nil
-		case s.captured != nil && *s.captured != *oid:
-			return fmt.Sprintf("publication %q was dropped, and made anew", s.publication), nil
 		}
-		return "", nil
+		err = s.home.QueryRow(ctx, `select coalesce(sequin.bridge_far_publication($1, nullif($2, '')::jsonb, $3), '')`, s.sourceID, row, lsn).
+			Scan(&fault)
 	}
-	if err := conn.QueryRow(ctx, `select coalesce(sequin.bridge_publication($1), '')`, s.sourceID).Scan(&fault); err != nil {
+	if err != nil {
 		return "", fmt.Errorf("look at the publication: %w", err)
 	}
 	return fault, nil
 }
 
-// publicationOID returns which publication of that name there is on another source; nil: none.
-func (s *session) publicationOID(ctx context.Context, conn *pgx.Conn) (oid *int64, err error) {
-	err = conn.QueryRow(ctx, `select (select p.oid::bigint from pg_catalog.pg_publication p where p.pubname = $1)`, s.publication).Scan(&oid)
-	if err != nil {
-		return nil, fmt.Errorf("look at the publication: %w", err)
+// publicationRow returns what the publication is on another source, as sequin._publication_row has it, and how far the server
+// has written; nothing where there is none of that name.
+func (s *session) publicationRow(ctx context.Context, conn *pgx.Conn) (row, lsn string, err error) {
+	if err = conn.QueryRow(ctx, source.PublicationQuery, s.publication).Scan(&row, &lsn); err != nil {
+		return "", "", fmt.Errorf("look at the publication: %w", err)
 	}
-	return oid, nil
+	return row, lsn, nil
 }

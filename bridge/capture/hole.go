@@ -2,11 +2,14 @@ package capture
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"sequin/bridge/quote"
 	"sequin/bridge/slot"
@@ -68,6 +71,13 @@ func (s *session) findHole(ctx context.Context, src standing, state slot.State, 
 	return &hole{reason: fault}, nil
 }
 
+// isUnreadable tells whether the stream has ended at a change that was made while there was no publication of the name: 12 to 17
+// never get past it.
+func (r *reader) isUnreadable(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && r.isFromServer && pgErr.Code == pgerrcode.UndefinedObject && strings.Contains(pgErr.Message, r.publication)
+}
+
 // leftAt returns where a server's history has left a timeline for the next on the way to its own; 0 where it was never on it.
 func (s *session) leftAt(ctx context.Context, was, now int32) (pglogrepl.LSN, error) {
 	history, err := s.slot.TimelineHistory(ctx, now)
@@ -113,6 +123,12 @@ func (s *session) pass(ctx context.Context, src standing, state slot.State, data
 		}
 	} else if _, err := s.home.Exec(ctx, `select sequin.bridge_republish($1)`, src.id); err != nil {
 		return 0, fmt.Errorf("make publication %s again: %w", src.publication, err)
+	} else if state.Exists && state.IsOurs && (!h.hasSlot || isAnew) {
+		// A slot cannot be read from before its publication was made.
+		if err := slot.Drop(ctx, s.catalog, s.slotName); err != nil {
+			return 0, err
+		}
+		state.Exists = false
 	}
 	if h.isCopied {
 		// The slot of the original is not this copy's to touch.
@@ -123,12 +139,6 @@ func (s *session) pass(ctx context.Context, src standing, state slot.State, data
 		if state, err = slot.Look(ctx, s.catalog, s.slotName); err != nil {
 			return 0, err
 		}
-	} else if state.Exists && state.IsOurs && (!h.hasSlot || isAnew) {
-		// A slot cannot be read from before its publication was made.
-		if err := slot.Drop(ctx, s.catalog, s.slotName); err != nil {
-			return 0, err
-		}
-		state.Exists = false
 	}
 	return s.firstStart(ctx, state)
 }
@@ -140,7 +150,6 @@ func (s *session) makeAnew(ctx context.Context, src standing, isOther bool) (boo
 		if _, err := s.home.Exec(ctx, `select sequin.bridge_unpublish_source($1, true)`, src.id); err != nil {
 			return false, fmt.Errorf("take note that it is another server: %w", err)
 		}
-		s.captured = nil // by that server's count
 	}
 	fault, err := s.publicationFault(ctx, s.catalog)
 	if err != nil || fault == "" {

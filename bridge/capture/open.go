@@ -36,7 +36,7 @@ type session struct {
 	home     *pgx.Conn // to the log's database
 	catalog  *pgx.Conn // to the source, for what tables and types are there; home, where that is the same
 	target   *source.Target
-	captured *int64 // the oid of another source's publication that the log was captured under
+	captured string // another source's publication, as it was when the log was captured under it
 	watcher  *pgx.Conn
 	writer   *changelog.Writer
 	write    *pgconn.PgConn
@@ -177,13 +177,11 @@ func (s *session) connectSource(ctx context.Context, name, encoding string) (*pg
 
 // settle puts on record that it is this database that captures another source, and under which publication.
 func (s *session) settle(ctx context.Context) error {
-	oid, err := s.publicationOID(ctx, s.catalog)
+	row, _, err := s.publicationRow(ctx, s.catalog)
 	if err != nil {
 		return err
 	}
-	s.captured = oid
-	_, err = s.home.Exec(ctx, `select sequin.bridge_settle($1, $2)`, s.sourceID, oid)
-	return err
+	return s.home.QueryRow(ctx, `select coalesce(sequin.bridge_settle($1, nullif($2, '')::jsonb)::text, '')`, s.sourceID, row).Scan(&s.captured)
 }
 
 // scrub takes what another source is reached by out of a text.
@@ -307,9 +305,6 @@ func (s *session) prepareSlot(ctx context.Context, src standing, id pglogrepl.Id
 	if s.target != nil {
 		if err := s.refuseCopy(ctx, src); err != nil {
 			return 0, 0, err
-		}
-		if err := s.home.QueryRow(ctx, `select sequin.bridge_captured_publication($1)`, src.id).Scan(&s.captured); err != nil {
-			return 0, 0, fmt.Errorf("look which publication was captured: %w", err)
 		}
 	}
 	missing, err := s.findHole(ctx, src, state, id, databaseOID)

@@ -124,6 +124,12 @@ const columnsOf = `coalesce(
 // rows, and whether it is partitioned.
 const ColumnsQuery = `select ` + columnsOf + `, r.relkind = 'p' from pg_catalog.pg_class r where r.oid = $1::bigint::pg_catalog.oid`
 
+// PublicationQuery asks a source for a publication ($1) as sequin._publication_row has one of the log's own database, and how far
+// the server has written.
+const PublicationQuery = `
+select coalesce((pg_catalog.to_jsonb(p) || pg_catalog.jsonb_build_object('xmin', p.xmin::text))::text, ''), pg_catalog.pg_current_wal_insert_lsn()::text
+from (select) one left join pg_catalog.pg_publication p on p.pubname = $1`
+
 // placesQuery tells of relations ($1) whether they are there, under which name, and at which place in the publication ($2),
 // with how far the server has written.
 const placesQuery = `

@@ -400,6 +400,159 @@ func TestPublicationAltered(t *testing.T) {
 	}
 }
 
+// A publication that is altered and put back, or renamed and renamed back, before anybody looks has kept changes back, and all looks
+// well again: it is a gap. 12 to 17 end the stream at a change that was made while there was no publication of the name, each time.
+func TestPublicationPutBack(t *testing.T) {
+	t.Parallel()
+	for name, altered := range map[string]struct {
+		away, back   string
+		isUnreadable bool
+	}{
+		"altered": {`alter publication sequin set (publish = 'insert')`, `alter publication sequin set (publish = 'insert, update, delete, truncate')`, false},
+		"renamed": {`alter publication sequin rename to x`, `alter publication x rename to sequin`, true},
+	} {
+		for _, isRunning := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, bridge running %t", name, isRunning), func(t *testing.T) {
+				t.Parallel()
+				db := pgtest.New(t)
+				db.Exec(`create table t (id int primary key, a text); select sequin.create_stream('t', '{t}', mode => 'changes')`)
+				b := pgtest.BridgeProcess(t, db.URL)
+				b.AwaitLog("msg=capturing")
+				db.Exec(`insert into t values (1)`)
+				awaitKeys(t, db, "1")
+				if !isRunning {
+					if err := b.Stop(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				conn := db.Connect()
+				for _, statement := range []string{altered.away, `update t set a = 'lost'`, `delete from t`, altered.back, `insert into t values (2)`} {
+					if _, err := conn.Exec(t.Context(), statement); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if !isRunning {
+					b = pgtest.BridgeProcess(t, db.URL)
+				}
+				if altered.isUnreadable && db.Major() < 18 {
+					awaitHealth(t, db, "error source local changes after", "when changes were made that the server has still to send",
+						"error gap in source local", "select sequin.accept_gap('local');")
+					db.Exec(`select sequin.accept_gap('local')`)
+					b.AwaitLog("going on after a gap")
+					pgtest.Eventually(t, 20*time.Second, func() error {
+						if strings.LastIndex(b.Log(), "msg=capturing") < strings.Index(b.Log(), "going on after a gap") {
+							return fmt.Errorf("it does not go on: %s", b.Log())
+						}
+						return nil
+					})
+					db.Exec(`insert into t values (3)`)
+					awaitKeys(t, db, "1", "3")
+				} else {
+					awaitKeys(t, db, "1", "2")
+					awaitHealth(t, db, "error gap in source local", `publication "sequin" was altered or renamed, and put back`)
+					if n := pgtest.Value[int](db, `select sequin.accept_gap('local')`); n != 1 {
+						t.Errorf("%d gaps were accepted", n)
+					}
+				}
+				if n := pgtest.Value[int](db, `select count(*) from sequin.gap where to_lsn is null or to_lsn <= from_lsn`); n != 0 {
+					t.Errorf("%d gaps are empty, or have no end", n)
+				}
+				if bad := pgtest.Column[string](db, `select name || ' ' || detail from sequin.health() where status = 'error'`); len(bad) > 0 {
+					t.Errorf("health() says %q", bad)
+				}
+				// It is told once.
+				if err := b.Stop(); err != nil {
+					t.Fatal(err)
+				}
+				b = pgtest.BridgeProcess(t, db.URL)
+				b.AwaitLog("msg=capturing")
+				if n := pgtest.Value[int](db, `select count(*) from sequin.gap where accepted_at is null`); n != 0 {
+					t.Errorf("%d gaps are new", n)
+				}
+			})
+		}
+	}
+}
+
+// A publication that was seen to be away, and is back by its name, is gone on with from after the gap, whether that was accepted
+// before it was back, or after.
+func TestPublicationSeenAway(t *testing.T) {
+	t.Parallel()
+	for _, isAcceptedBefore := range []bool{false, true} {
+		t.Run(fmt.Sprintf("accepted before %t", isAcceptedBefore), func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			gapped(t, db)
+			db.Exec(`alter publication sequin rename to x`)
+			db.Exec(`insert into t values (2)`)
+			b := pgtest.BridgeProcess(t, db.URL)
+			b.AwaitLog(`publication \"sequin\" was dropped`)
+			if err := b.Stop(); err != nil {
+				t.Fatal(err)
+			}
+			if isAcceptedBefore {
+				db.Exec(`select sequin.accept_gap('local')`)
+			}
+			db.Exec(`alter publication x rename to sequin`)
+			db.Exec(`insert into t values (3)`)
+			b = pgtest.BridgeProcess(t, db.URL)
+			want := []string{"1", "4"}
+			switch {
+			case isAcceptedBefore:
+				b.AwaitLog("going on after a gap")
+			case db.Major() < 18:
+				awaitHealth(t, db, "error source local changes after")
+				db.Exec(`select sequin.accept_gap('local')`)
+				b.AwaitLog("going on after a gap")
+			default: // it has what came after
+				want = []string{"1", "3", "4"}
+			}
+			pgtest.Eventually(t, 20*time.Second, func() error {
+				if strings.LastIndex(b.Log(), "msg=capturing") < strings.Index(b.Log(), "going on after a gap") {
+					return fmt.Errorf("it does not go on: %s", b.Log())
+				}
+				return nil
+			})
+			b.AwaitLog("msg=capturing")
+			db.Exec(`insert into t values (4)`)
+			awaitKeys(t, db, want...)
+			db.Exec(`select sequin.accept_gap('local')`)
+			if n := pgtest.Value[int](db, `select count(*) from sequin.gap where to_lsn is null or to_lsn <= from_lsn`); n != 0 {
+				t.Errorf("%d gaps are empty, or have no end", n)
+			}
+			if bad := pgtest.Column[string](db, `select name || ' ' || detail from sequin.health() where status = 'error'`); len(bad) > 0 {
+				t.Errorf("health() says %q", bad)
+			}
+		})
+	}
+}
+
+// What writes a publication anew, or its tables, and keeps nothing back is no gap.
+func TestPublicationKept(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	owner := db.Name + "_owner"
+	db.Exec(`create table t (id int primary key); create table u (id int primary key); select sequin.create_stream('t', '{t}')`)
+	b := pgtest.BridgeProcess(t, db.URL)
+	b.AwaitLog("msg=capturing")
+	db.Exec(`create role ` + owner + ` superuser`)
+	t.Cleanup(func() { db.Exec(`alter publication sequin owner to current_user; drop role ` + owner) })
+	for _, statement := range []string{
+		`select sequin.create_stream('u', '{u}')`, `select sequin.drop_stream('u')`, `vacuum full pg_publication`, `vacuum freeze pg_publication`,
+		`comment on publication sequin is 'Sequin''s'`, `alter publication sequin add table u`, `alter publication sequin owner to ` + owner,
+	} {
+		db.Exec(statement)
+		if fault := pgtest.Value[string](db, `select coalesce(sequin.bridge_publication(id), '') from sequin.source`); fault != "" {
+			t.Errorf("%s: %s", statement, fault)
+		}
+		if gaps := pgtest.Column[string](db, `select reason from sequin.gap`); len(gaps) > 0 {
+			t.Fatalf("%s: the gaps are %q", statement, gaps)
+		}
+	}
+	db.Exec(`insert into t values (1)`)
+	awaitKeys(t, db, "1")
+}
+
 // A table that was in the publication before it was in a stream is captured from when it is.
 func TestPublishedBefore(t *testing.T) {
 	t.Parallel()
