@@ -123,12 +123,6 @@ func (s *session) pass(ctx context.Context, src standing, state slot.State, data
 		}
 	} else if _, err := s.home.Exec(ctx, `select sequin.bridge_republish($1)`, src.id); err != nil {
 		return 0, fmt.Errorf("make publication %s again: %w", src.publication, err)
-	} else if state.Exists && state.IsOurs && (!h.hasSlot || isAnew) {
-		// A slot cannot be read from before its publication was made.
-		if err := slot.Drop(ctx, s.catalog, s.slotName); err != nil {
-			return 0, err
-		}
-		state.Exists = false
 	}
 	if h.isCopied {
 		// The slot of the original is not this copy's to touch.
@@ -140,7 +134,8 @@ func (s *session) pass(ctx context.Context, src standing, state slot.State, data
 			return 0, err
 		}
 	}
-	return s.firstStart(ctx, state)
+	// A slot cannot be read from before its publication was made.
+	return s.firstStart(ctx, state, h.hasSlot && !isAnew)
 }
 
 // makeAnew makes another source's publication again where it is not the one that was captured. Whether it did. On another

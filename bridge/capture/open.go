@@ -294,12 +294,15 @@ func (s *session) prepareSlot(ctx context.Context, src standing, id pglogrepl.Id
 			return 0, 0, refuse("sequin migrate --uninstall, then install anew: what was committed without a publication cannot be captured.",
 				"publication %q does not exist: it was dropped", src.publication)
 		}
-		if !hasPublication {
-			if err := s.makePublication(ctx, src); err != nil {
-				return 0, 0, err
-			}
+		if s.target == nil {
+			_, err = s.home.Exec(ctx, `select sequin.bridge_republish($1)`, src.id)
+		} else if !hasPublication {
+			err = s.makePublication(ctx, src)
 		}
-		begin, err = s.firstStart(ctx, state)
+		if err != nil {
+			return 0, 0, err
+		}
+		begin, err = s.firstStart(ctx, state, false)
 		return databaseOID, begin, err
 	}
 	if s.target != nil {
@@ -356,8 +359,9 @@ func (s *session) makePublication(ctx context.Context, src standing) error {
 	return s.target.MakePublication(ctx, s.catalog, src.publication)
 }
 
-// firstStart returns where a slot begins, which it makes if need be.
-func (s *session) firstStart(ctx context.Context, state slot.State) (pglogrepl.LSN, error) {
+// firstStart returns where a slot begins, which it makes. One of ours that is there is used where it has what follows a hole; else
+// it may be older than the publication, and could not be read.
+func (s *session) firstStart(ctx context.Context, state slot.State, hasSlot bool) (pglogrepl.LSN, error) {
 	switch {
 	case !state.Exists:
 		return s.createSlot(ctx, state.Major)
@@ -366,7 +370,7 @@ func (s *session) firstStart(ctx context.Context, state slot.State) (pglogrepl.L
 			"slot %q exists, and is another's (%s)", s.slotName, state.Kind)
 	case state.IsActive:
 		return 0, fmt.Errorf("%w by process %d", errSlotInUse, state.ActivePID)
-	case state.IsLost, state.IsTwoPhase:
+	case !hasSlot, state.IsLost, state.IsTwoPhase:
 		if err := slot.Drop(ctx, s.catalog, s.slotName); err != nil {
 			return 0, err
 		}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"sequin/bridge/schema"
 	"sequin/tests/pgtest"
 )
 
@@ -551,6 +552,26 @@ func TestPublicationKept(t *testing.T) {
 	}
 	db.Exec(`insert into t values (1)`)
 	awaitKeys(t, db, "1")
+}
+
+// A slot that an earlier installation has left is older than the publication, and could not be read: the first start makes its own.
+func TestSlotLeft(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	gapped(t, db)
+	db.Exec(`drop schema sequin cascade; drop publication sequin`)
+	db.Exec(`insert into t values (2)`)
+	if err := schema.Up(t.Context(), db.URL, pgtest.Discard()); err != nil {
+		t.Fatal(err)
+	}
+	db.Exec(`select sequin.create_stream('t', '{t}')`)
+	b := pgtest.BridgeProcess(t, db.URL)
+	b.AwaitLog("msg=capturing")
+	db.Exec(`insert into t values (3)`)
+	awaitKeys(t, db, "3")
+	if bad := pgtest.Column[string](db, `select name || ' ' || detail from sequin.health() where status = 'error'`); len(bad) > 0 {
+		t.Errorf("health() says %q", bad)
+	}
 }
 
 // A table that was in the publication before it was in a stream is captured from when it is.
