@@ -134,8 +134,8 @@ $$;
 comment on function sequin.bridge_published(int, bigint) is
 'For the bridge: the changes of a table of another source are captured now. publication_rel_oid is its place there.';
 
--- As bridge_publication looks at the tables of this database: one that is out of the publication is missing changes, and
--- once it is back under another place, that is a gap.
+-- As bridge_publication looks at the tables of this database: one that is out of the publication, or that it keeps some of back, is
+-- missing changes, and once it is back, that is a gap.
 create or replace function sequin.bridge_unpublished_at(table_id int, lsn text)
 returns boolean
 language sql
@@ -145,7 +145,7 @@ as $$
   update sequin.source_table t set unpublished_lsn = $2::pg_lsn where t.id = $1 and t.unpublished_lsn is null returning true
 $$;
 comment on function sequin.bridge_unpublished_at(int, text) is
-'For the bridge: a table of another source was seen to be out of its publication, at this LSN.';
+'For the bridge: a table of another source was seen to be out of its publication, or in it in part, at this LSN.';
 
 create or replace function sequin.bridge_republished(table_id int, publication_rel_oid bigint, lsn text)
 returns boolean
@@ -168,7 +168,9 @@ begin
          coalesce(v_table.unpublished_lsn,
            (select p.applied_lsn from sequin.progress p where p.source_id = s.id order by p.step desc limit 1), lsn::pg_lsn),
          lsn::pg_lsn,
-         format('table %I.%I was out of publication "%s" for a while: only its changes from then are missing',
+         format(case when v_table.publication_rel_oid = bridge_republished.publication_rel_oid::oid
+             then 'table %I.%I was published in part by publication "%s" for a while: only changes of its own from then are missing'
+             else 'table %I.%I was out of publication "%s" for a while: only its changes from then are missing' end,
            v_table.schema_name, v_table.table_name, s.publication_name)
   from sequin.source s where s.id = v_table.source_id;
   update sequin.source_table t

@@ -131,15 +131,41 @@ select coalesce((pg_catalog.to_jsonb(p) || pg_catalog.jsonb_build_object('xmin',
 from (select) one left join pg_catalog.pg_publication p on p.pubname = $1`
 
 // placesQuery tells of relations ($1) whether they are there, under which name, and at which place in the publication ($2),
-// with how far the server has written.
+// with how far the server has written, what the publication keeps back of them, and the statement that mends it: as
+// sequin._kept_back does of those in the log's own database.
 const placesQuery = `
-select o.oid::bigint, c.oid is null, case when c.oid is null then '' else pg_catalog.format('%I.%I', n.nspname, c.relname) end,
-       r.oid::bigint, pg_catalog.pg_current_wal_insert_lsn()::text
+select o.oid::bigint, c.oid is null, coalesce(t.title, ''), r.oid::bigint, pg_catalog.pg_current_wal_insert_lsn()::text,
+       coalesce(k.detail, ''), coalesce(k.mend, '')
 from pg_catalog.unnest($1::bigint[]) o(oid)
 left join pg_catalog.pg_class c on c.oid = o.oid::pg_catalog.oid
 left join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+cross join lateral (select case when c.oid is not null then pg_catalog.format('%I.%I', n.nspname, c.relname) end as title) t
 left join pg_catalog.pg_publication p on p.pubname = $2
-left join pg_catalog.pg_publication_rel r on r.prpubid = p.oid and r.prrelid = c.oid`
+left join pg_catalog.pg_publication_rel r on r.prpubid = p.oid and r.prrelid = c.oid
+cross join lateral pg_catalog.format('alter publication %I', $2) a(alter)
+left join lateral (
+  select v.detail, v.mend
+  from (values
+    (1, r.oid is null,
+     pg_catalog.format('table %s is not in publication %s on the source any more: its changes are not captured', t.title, $2),
+     pg_catalog.format('%s add table only %s;', a.alter, t.title)),
+    (2, pg_catalog.to_jsonb(r) ->> 'prqual' is not null or pg_catalog.to_jsonb(r) ->> 'prattrs' is not null,
+     pg_catalog.format('publication %s on the source has a row filter or a column list for table %s: the rest is not captured', $2, t.title),
+     pg_catalog.format('%s drop table only %s; %1$s add table only %2$s;', a.alter, t.title)),
+    (3, not (p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate),
+     pg_catalog.format('publication %s on the source publishes some kinds of changes only: the others are not captured', $2),
+     pg_catalog.format('%s set (publish = %L);', a.alter, 'insert, update, delete, truncate')),
+    (4, c.relkind = 'p' and not coalesce((pg_catalog.to_jsonb(p) ->> 'pubviaroot')::boolean, true),
+     pg_catalog.format('publication %s on the source publishes partitions under their own names: they are not captured', $2),
+     pg_catalog.format('%s set (publish_via_partition_root = true);', a.alter)),
+    (5, pg_catalog.to_jsonb(p) ->> 'pubgencols' = 'n' and exists (
+       select from pg_catalog.pg_attribute g where g.attrelid = c.oid and g.attgenerated = 's' and not g.attisdropped),
+     pg_catalog.format('publication %s on the source publishes no generated columns: they are not captured', $2),
+     pg_catalog.format('%s set (publish_generated_columns = stored);', a.alter))
+  ) v(place, is_so, detail, mend)
+  where c.oid is not null and v.is_so
+  order by v.place
+  limit 1) k on true`
 
 // surplusQuery finds what is in the publication ($2), and is none of the relations ($1).
 const surplusQuery = `

@@ -273,7 +273,8 @@ func (t *Tables) tidy(ctx context.Context, tables []table) error {
 	return nil
 }
 
-// watch looks for captured tables that are gone from the source, or from the publication, or have been.
+// watch looks for captured tables that are gone from the source, or from the publication, or have been, and for those that it
+// keeps some of back.
 func (t *Tables) watch(ctx context.Context, tables []table) error {
 	captured := map[int64]table{}
 	oids := []int64{}
@@ -296,6 +297,8 @@ func (t *Tables) watch(ctx context.Context, tables []table) error {
 		Title  string
 		RelOID *int64
 		LSN    string
+		Detail string
+		Mend   string
 	}
 	rows, err := conn.Query(ctx, placesQuery, oids, t.Publication)
 	if err != nil {
@@ -311,10 +314,9 @@ func (t *Tables) watch(ctx context.Context, tables []table) error {
 		case p.IsGone:
 			err = t.refuse(ctx, w, fmt.Sprintf("table %s was dropped on the source: there is no more of it", w.Name),
 				"Drop the stream and make it anew, if the table is back.")
-		case p.RelOID == nil:
+		case p.Detail != "":
 			if _, err = t.Home.Exec(ctx, `select sequin.bridge_unpublished_at($1, $2)`, w.ID, p.LSN); err == nil {
-				err = t.refuse(ctx, w, fmt.Sprintf("table %s is not in publication %s on the source any more: its changes are not captured", p.Title, t.Publication),
-					fmt.Sprintf("On the source: alter publication %s add table only %s;", quote.Identifier(t.Publication), p.Title))
+				err = t.refuse(ctx, w, p.Detail, "On the source: "+p.Mend)
 			}
 		default:
 			if w.RelOID == nil || *w.RelOID != *p.RelOID || w.Error != nil {

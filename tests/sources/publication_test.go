@@ -9,6 +9,47 @@ import (
 	"sequin/tests/pgtest"
 )
 
+// A publication that keeps some of a table's changes back on the source is named for as long as it does, with the statement that
+// mends it; once it is mended, what was lost is a gap.
+func TestPublicationAltered(t *testing.T) {
+	for name, altered := range map[string]struct {
+		since                   int
+		alter, detail, mend, of string
+	}{
+		"kinds":     {12, `alter publication %s set (publish = 'insert')`, "publishes some kinds of changes only", `alter publication %s set (publish = 'insert, update, delete, truncate');`, "published in part"},
+		"root":      {13, `alter publication %s set (publish_via_partition_root = false)`, "publishes partitions under their own names", `alter publication %s set (publish_via_partition_root = true);`, "published in part"},
+		"generated": {18, `alter publication %s set (publish_generated_columns = none)`, "publishes no generated columns", `alter publication %s set (publish_generated_columns = stored);`, "published in part"},
+		"rows":      {15, `alter publication %s set table t where (id < 0)`, "has a row filter or a column list", `alter publication %[1]s drop table only public.t; alter publication %[1]s add table only public.t;`, "out of publication"},
+		"columns":   {15, `alter publication %[1]s drop table t; alter publication %[1]s add table t (id)`, "has a row filter or a column list", `alter publication %[1]s drop table only public.t; alter publication %[1]s add table only public.t;`, "out of publication"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			home, far := pair(t)
+			if far.Major() < altered.since {
+				t.Skip("this server does not know of it")
+			}
+			partitions := ``
+			if far.Major() >= 13 {
+				partitions = ` partition by range (id); create table t1 partition of t for values from (0) to (100)`
+			}
+			far.Exec(`create table t (id int primary key, a text, d int generated always as (id) stored)` + partitions)
+			create(home, "t", "{t}", "")
+			awaitStream(t, home, "t", "active")
+			far.Exec(`insert into t values (1)`)
+			awaitMessages(t, home, `select record_pk from sequin.messages`, "1")
+			mend := fmt.Sprintf(altered.mend, publication(home))
+			far.Exec(fmt.Sprintf(altered.alter, publication(home)))
+			awaitStream(t, home, "t", "error: publication "+publication(home)+" on the source "+altered.detail)
+			awaitHealth(t, home, "stream t | error | table t of source far: publication", altered.detail, "On the source: "+mend)
+			far.Exec(`update t set a = 'lost'`)
+			far.Exec(mend)
+			awaitStream(t, home, "t", "active")
+			awaitHealth(t, home, "gap in source far | error | lost changes from", "table public.t was "+altered.of, "source far | ok")
+			far.Exec(`insert into t values (2)`)
+			awaitMessages(t, home, `select record_pk from sequin.messages order by seq desc limit 1`, "2")
+		})
+	}
+}
+
 // A publication of the source that is altered and put back, or renamed and renamed back, before anybody looks is a gap. 12 to 17 end
 // the stream at a change that was made while there was no publication of the name.
 func TestPublicationPutBack(t *testing.T) {
