@@ -51,17 +51,21 @@ as $$
 #variable_conflict use_variable
 declare
   v_applied pg_lsn := (select p.applied_lsn from sequin.progress p where p.source_id = source.id order by p.step desc limit 1);
+  v_accepted text;
   v_is_put_back boolean := publication_row <> source.publication_row and publication_row - 'xmin' = source.publication_row - 'xmin';
 begin
   if source.is_unreadable then
     return format('publication "%s" was not there, by that name, when changes were made that the server has still to send', source.publication_name);
   end if;
-  -- It was away when the bridge looked, and that was accepted before it was back: there is no going on from before.
-  if v_is_put_back and exists (
-       select from sequin.gap g
-       where g.source_id = source.id and g.consumer_id is null and g.pipeline_id is null
-         and g.to_lsn is null and g.from_lsn = v_applied and g.accepted_at is not null) then
-    return format('publication "%s" was renamed, and renamed back', source.publication_name);
+  -- It was away when the bridge looked, and that was accepted before it was back: there is no going on from before, and it is
+  -- still that gap.
+  select g.reason into v_accepted from sequin.gap g
+  where v_is_put_back and g.source_id = source.id and g.consumer_id is null and g.pipeline_id is null
+    and g.to_lsn is null and g.from_lsn = v_applied and g.accepted_at is not null and g.reason like 'publication %'
+  order by g.id desc
+  limit 1;
+  if found then
+    return v_accepted;
   end if;
   -- One bridge at a time gets through here with what it has seen.
   update sequin.source s set publication_row = _note_altered.publication_row

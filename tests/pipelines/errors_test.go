@@ -63,7 +63,7 @@ func TestErrors(t *testing.T) {
 		{`select sequin.create_pipeline('history', 'orders', 'e')`, "42710", `"history"`, "if_not_exists"},
 		{`select sequin.create_pipeline('history', 'orders', 'e', if_not_exists => true)`, "42710", `"history"`, "select sequin.drop_pipeline('history');"},
 		{`select sequin.create_pipeline('history', 'other', 'events', if_not_exists => true)`, "42710", `"history"`, "select sequin.drop_pipeline('history');"},
-		{`select sequin.create_pipeline('history', 'orders', 'events', '{insert}', if_not_exists => true)`, "42710", `"history"`, "sequin.alter_pipeline('history', …)"},
+		{`select sequin.create_pipeline('history', 'orders', 'events', '{insert}', if_not_exists => true)`, "42710", `"history"`, "sequin.alter_pipeline('history', ...)"},
 		{`select sequin.create_pipeline('x', 'orders', 'e', actions => '{inserted}')`, "22023", `"x"`, "insert"},
 		{`select sequin.create_pipeline('x', 'orders', 'e', actions => '{}')`, "22023", `"x"`, "insert"},
 		{`select sequin.create_pipeline('x', 'orders', 'e', actions => '{null}')`, "22023", `"x"`, "insert"},

@@ -422,7 +422,7 @@ func TestRewindBeforeStreamed(t *testing.T) {
 	defer conn.Close(context.Background())
 	for to, want := range map[string]string{
 		`to_time => '2026-01-01 00:29+00'`: `[WARNING consumer "c": what was committed before 2026-01-01 00:30:00+00 is not all in the log: ` +
-			`it is when public.item was first streamed Go back in the table instead: select sequin.rewind('c', to_row => …);]`,
+			`it is when public.item was first streamed Go back in the table instead: select sequin.rewind('c', to_row => ...);]`,
 		`to_time => '2026-01-01 00:30+00'`:  `[]`,
 		fmt.Sprintf(`to_seq => %d`, all[0]): `[]`,
 	} {
