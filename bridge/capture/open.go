@@ -302,7 +302,9 @@ func (s *session) prepareSlot(ctx context.Context, src standing, id pglogrepl.Id
 		if err != nil {
 			return 0, 0, err
 		}
-		begin, err = s.firstStart(ctx, state, false)
+		// A slot of ours was made by a bridge that was killed before it had begun, and streams have counted on it since; or it is
+		// older than the publication, and turns out to be unreadable.
+		begin, err = s.firstStart(ctx, state, true)
 		return databaseOID, begin, err
 	}
 	if s.target != nil {
@@ -359,8 +361,7 @@ func (s *session) makePublication(ctx context.Context, src standing) error {
 	return s.target.MakePublication(ctx, s.catalog, src.publication)
 }
 
-// firstStart returns where a slot begins, which it makes. One of ours that is there is used where it has what follows a hole; else
-// it may be older than the publication, and could not be read.
+// firstStart returns where a slot begins, which it makes if need be. hasSlot: one of ours that is there has what is wanted.
 func (s *session) firstStart(ctx context.Context, state slot.State, hasSlot bool) (pglogrepl.LSN, error) {
 	switch {
 	case !state.Exists:
