@@ -106,15 +106,16 @@ func TestDraftCutOff(t *testing.T) {
 		}
 		return nil
 	})
+	// Of which there is a row for each batch, and none where the bridge writes only how far it has got.
 	holder := db.Connect()
-	if _, err := holder.Exec(t.Context(), `begin; lock table sequin.progress in exclusive mode`); err != nil {
+	if _, err := holder.Exec(t.Context(), `begin; lock table sequin.tally in exclusive mode`); err != nil {
 		t.Fatal(err)
 	}
 	db.Exec(largeTransaction)
 	db.Exec(`insert into t values (-1)`)
 	const waiting = `
 		select count(*) from pg_locks l
-		where not l.granted and l.relation = 'sequin.progress'::regclass
+		where not l.granted and l.relation = 'sequin.tally'::regclass
 		  and exists (select from pg_locks o where o.pid = l.pid and o.relation = 'sequin.log'::regclass and o.mode = 'ShareUpdateExclusiveLock')`
 	pgtest.Eventually(t, time.Minute, func() error {
 		if pgtest.Value[int](db, waiting) != 1 {
@@ -123,7 +124,7 @@ func TestDraftCutOff(t *testing.T) {
 		return nil
 	})
 	draft := pgtest.Value[int](db, `select id from sequin.log_draft`)
-	db.Exec(`select pg_terminate_backend(pid) from pg_locks where not granted and relation = 'sequin.progress'::regclass`)
+	db.Exec(`select pg_terminate_backend(pid) from pg_locks where not granted and relation = 'sequin.tally'::regclass`)
 	if _, err := holder.Exec(t.Context(), `commit`); err != nil {
 		t.Fatal(err)
 	}
