@@ -106,8 +106,7 @@ begin
          format('the table is a partition of %s now: its changes come under that table', u.name), format('Stream %s instead.', u.name)),
         (2, c.relkind = 'r' and not sequin._has_replica_identity(c.oid),
          'the table has no primary key or replica identity any more: its updates and deletes fail',
-         format(case when sequin._has_virtual(c.oid) then 'alter table %s add primary key (…);'
-           else 'alter table %s add primary key (…); or, where it has none: alter table %1$s replica identity full;' end, n.name)),
+         sequin._no_identity_mend(c.oid)),
         (3, c.relkind = 'r' and c.relreplident = 'f' and sequin._has_virtual(c.oid),
          'the table has replica identity full and a virtual generated column: its updates and deletes fail',
          format('alter table %s replica identity default; where it has no primary key, add one first.', n.name))
@@ -120,7 +119,7 @@ begin
 
   -- Partitions are made, attached and altered without anybody's asking; the first of each table is named.
   return query
-    select format('table %I.%I', t.schema_name, t.table_name), 'error', format(l.detail, l.name), format(l.hint, l.name)
+    select format('table %I.%I', t.schema_name, t.table_name), 'error', format(l.detail, l.name), l.hint
     from sequin.source_table t
     join pg_class c on c.oid = t.relation_oid and c.relkind = 'p'
     cross join lateral (
@@ -131,17 +130,16 @@ begin
       cross join lateral (values
         (1, sequin._is_outside_wal(d.relid),
          'its partition %s is unlogged or foreign: what is written there is not captured',
-         'alter table %1$s set logged; or, of a foreign one: alter table … detach partition %1$s;'),
+         format('alter table %1$s set logged; or, of a foreign one: alter table … detach partition %1$s;', n.name)),
         (2, not sequin._has_replica_identity(d.relid),
          'its partition %s has no primary key or replica identity: updates and deletes of its rows fail',
-         'alter table %1$s add primary key (…);'
-           || case when sequin._has_virtual(d.relid) then '' else ' or, where it has none: alter table %1$s replica identity full;' end),
+         sequin._no_identity_mend(d.relid)),
         (3, r.relreplident = 'f' and sequin._has_virtual(d.relid),
          'its partition %s has replica identity full and a virtual generated column: updates and deletes of its rows fail',
-         'alter table %s replica identity default;'),
+         format('alter table %s replica identity default;', n.name)),
         (4, sequin._identity_mend(c.oid, d.relid) is not null,
          'the replica identity of its partition %s lacks columns of its key: updates and deletes of its rows come without it',
-         replace(sequin._identity_mend(c.oid, d.relid), '%', '%%'))
+         sequin._identity_mend(c.oid, d.relid))
       ) f(n, is_so, detail, hint)
       where d.isleaf and d.relid <> c.oid and f.is_so
       order by f.n, d.relid

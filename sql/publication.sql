@@ -231,8 +231,8 @@ $$;
 comment on function sequin.bridge_unreadable(int) is
 'For the bridge: the server cannot send what the slot has next, as there was no publication of the name then.';
 
--- Makes the publication again, with all tables that are captured, at the first start and after a gap was accepted. A table that cannot be published
--- any more keeps no other from it: health() names it.
+-- Makes the publication again, with all tables that are captured, at the first start and after a gap was accepted. A table that
+-- cannot be published any more keeps no other from it: health() names it.
 create or replace function sequin.bridge_republish(source_id int)
 returns bigint
 language plpgsql
@@ -285,8 +285,8 @@ begin
   return v_count;
 end $$;
 comment on function sequin.bridge_republish(int) is
-'For the bridge, at the first start and after a gap was accepted: makes the publication again where it is missing, and puts all tables that are
-captured into it. Returns how many it has put in.';
+'For the bridge, at the first start and after a gap was accepted: makes the publication again where it is missing, and puts all
+tables that are captured into it. Returns how many it has put in.';
 
 -- A transaction that the server cannot send: it fails at the same place again and again, and the slot with it. On record
 -- as a gap of that one transaction, to be accepted before the bridge goes past it.

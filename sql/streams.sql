@@ -72,6 +72,21 @@ as $$
     else format('alter table %s replica identity full;', sequin._table_name(relation)) end
 $$;
 
+-- The statement that gives a table without a replica identity one.
+create or replace function sequin._no_identity_mend(relation oid)
+returns text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select format(case
+      when exists (select from pg_index i where i.indrelid = relation and i.indisprimary and i.indimmediate)
+        then 'alter table %1$s replica identity default;'
+      when sequin._has_virtual(relation) then 'alter table %1$s add primary key (…);'
+      else 'alter table %1$s add primary key (…); or, where it has none: alter table %1$s replica identity full;' end,
+    sequin._table_name(relation))
+$$;
+
 -- The statement that gives a partition its root's replica identity, where its own lacks columns of the root's key: its changes
 -- come under the root's name, and their old rows would have none. Null: it has them, or none at all.
 create or replace function sequin._identity_mend(root oid, leaf oid)
@@ -119,7 +134,6 @@ declare
   v_table text := sequin._table_name(relation);
   v_class pg_class;
   v_leaf oid;
-  v_has_key boolean;
 begin
   select * into v_class from pg_class c where c.oid = relation;
   if v_class.relkind not in ('r', 'p') then
@@ -182,7 +196,6 @@ begin
     )
     select d.oid from down d order by d.oid
   loop
-    v_has_key := exists (select from pg_index i where i.indrelid = v_leaf and i.indisprimary and i.indimmediate);
     if sequin._is_outside_wal(v_leaf) then
       raise object_not_in_prerequisite_state using
         message = format('%s has an unlogged or foreign partition: what is written to %s is not in the write-ahead log', v_table,
@@ -216,12 +229,10 @@ begin
     if not sequin._has_replica_identity(v_leaf) then
       raise object_not_in_prerequisite_state using
         message = format('%s has no %s, so its updates and deletes would fail once published', sequin._table_name(v_leaf),
-          case when v_has_key then 'replica identity: it is set to nothing, or to an index that was dropped'
+          case when exists (select from pg_index i where i.indrelid = v_leaf and i.indisprimary and i.indimmediate)
+               then 'replica identity: it is set to nothing, or to an index that was dropped'
                else 'primary key or replica identity' end),
-        hint = format(case when v_has_key then 'alter table %1$s replica identity default;'
-                           when sequin._has_virtual(v_leaf) then 'alter table %1$s add primary key (…);'
-                           else 'alter table %1$s add primary key (…); or, where it has none: alter table %1$s replica identity full;' end,
-          sequin._table_name(v_leaf));
+        hint = sequin._no_identity_mend(v_leaf);
     end if;
     -- Before 18 none is sent; the primary key is no virtual one.
     if current_setting('server_version_num')::int < 180000 and exists (

@@ -148,10 +148,9 @@ begin
         where l.route_id = c.routes[1] and l.lane = s.lane and l.seq > s.upto_seq and l.seq <= v_head
         order by l.seq
         limit case when v_is_deep then 1 else v_look end) l) l;
-    v_survey.is_all := max_rows > 1;
+    v_survey.is_all := max_rows > 1 and not v_is_deep;
     v_survey.seen := case when v_waiting = 0 then v_head end;
     if v_is_deep and v_is_light then
-      v_survey.is_all := false;
       v_waiting := v_depth;
       v_lanes := (select array_agg(n.lane order by random()) from unnest(v_survey.lanes) n(lane));
     end if;
