@@ -179,6 +179,7 @@ declare
   v_lane smallint;
   v_limit int;
   v_left int;
+  v_wanted int;                      -- what was left when lanes were last chosen
   v_size int;                        -- a permit is good for so many messages, in a lane that has its quota
   v_permits smallint[];
   v_room int;                        -- so much more may be out of the lane, with the permits that it has
@@ -341,11 +342,12 @@ begin
     end if;
   end if;
 
-  if (batch_size between 1 and 10000 and wait = '0' and ack_wait is null
+  if (batch_size between 1 and 10000 and wait between '0' and '60 seconds' and (ack_wait > '0' and ack_wait <= '100 years') is not false
+      and (wait = '0' or current_setting('transaction_isolation') = 'read committed')
       and current_setting('transaction_read_only') = 'off') is not true then
     perform sequin._refuse_receive('receive', consumer, batch_size, wait, ack_wait);
-    if wait > '0' then v_deadline := clock_timestamp() + wait; end if;
   end if;
+  if wait > '0' then v_deadline := clock_timestamp() + wait; end if;
   v_left := coalesce(v_left, batch_size);
   v_is_strict := sequin._is_strict();
   loop
@@ -371,7 +373,7 @@ begin
       consumer := v_consumer.name;
       continue;
     end if;
-    if not v_is_deep or v_is_tight or v_left > v_quota then
+    if v_is_deep and (v_is_tight or v_left > v_quota) or not v_is_ready then
       select * into v_consumer from sequin.consumer c where c.id = v_id;
     end if;
 
@@ -414,6 +416,7 @@ begin
         v_limits := v_survey.limits;
       end if;
       v_has_moved := v_is_deep;
+      v_wanted := v_left;
       -- Nearly caught up, a batch is a few messages of each of several lanes.
       if v_left > 1 and cardinality(v_lanes) > 1 and v_route is not null and not v_is_tight and not v_is_strict then
         return query select * from sequin._take_lanes(v_id, consumer, v_route, v_lanes, v_limits, v_left, v_quota, v_is_rows, v_ack_wait);
@@ -527,6 +530,7 @@ begin
         v_left := v_left - v_count;
         if v_count > 0 then v_misses := 0; end if;
       end loop;
+      exit when v_survey.is_all and v_wanted - v_left >= (select sum(l) from unnest(v_limits) l);
       -- Others were quicker, everywhere: what was found is theirs. And what was waited for is not kept back.
       exit when not v_has_moved or v_left < batch_size and v_seen is not null;
     end loop;
