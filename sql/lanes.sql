@@ -165,24 +165,6 @@ begin
   return found;
 end $$;
 
--- How many permits a lane needs to have so many messages pending: handed out and not acknowledged, or backing off.
-create or replace function sequin._permits_for(c sequin.consumer, pending int)
-returns int
-language sql
-immutable
-as $$
-  select greatest(0, (pending - c.lane_quota + c.permit_size - 1) / c.permit_size)
-$$;
-
--- A lane's state without the permits that it no longer needs.
-create or replace function sequin._fit_permits(c sequin.consumer, s sequin.lane)
-returns smallint[]
-language sql
-immutable
-as $$
-  select case when s.permits is not null then nullif(s.permits[1:sequin._permits_for(c, s.out_count + s.tracked - s.fresh)], '{}') end
-$$;
-
 -- Adds to what a lane counts: tracked messages, fresh ones among them, held groups, messages held back in the log; and
 -- to the permits it holds. The caller holds its lock.
 create or replace function sequin._count_lane(
