@@ -3,16 +3,19 @@
 -- ack_ids by lease: which places of it, and in which lane.
 create or replace function sequin._leases(ack_ids bigint[])
 returns table (lease bigint, lane smallint, places int[])
-language sql
+language plpgsql
 immutable
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
 as $$
-  select a.id >> 20, ((a.id >> 14) & 63)::smallint, array_agg(distinct (a.id & 16383)::int)
-  from unnest(ack_ids) a(id)
-  where a.id > 0
-  group by 1, 2
-  order by 2, 1
-$$;
+begin
+  return query
+    select a.id >> 20, ((a.id >> 14) & 63)::smallint, array_agg(distinct (a.id & 16383)::int)
+    from unnest(ack_ids) a(id)
+    where a.id > 0
+    group by 1, 2
+    order by 2, 1;
+end $$;
 
 -- Whether a lane is out under this lease, for its worker to settle. The lock, where it is to be had, keeps others from a
 -- lane that this transaction may be about to free, and is not waited for: the lane's row decides. But once the time is

@@ -23,32 +23,37 @@
 -- max_backoff.
 create or replace function sequin._backoff(c sequin.consumer, deliver_count int)
 returns interval
-language sql
+language plpgsql
 volatile
 set search_path = pg_catalog, pg_temp
 as $$
-  select least(
+begin
+  return least(
     c.max_backoff,
     make_interval(secs => least(
       extract(epoch from c.max_backoff)::float8,
-      extract(epoch from c.backoff)::float8 * 2 ^ least(deliver_count - 1, 40) * (1 + 0.2 * random()))))
-$$;
+      extract(epoch from c.backoff)::float8 * 2 ^ least(deliver_count - 1, 40) * (1 + 0.2 * random()))));
+end $$;
 
 -- Which places of a lease are not settled yet.
 create or replace function sequin._unsettled(s sequin.lane)
 returns int[]
-language sql
+language plpgsql
 immutable
 set search_path = pg_catalog, pg_temp
 as $$
-  select array(
+begin
+  if s.picks is null and s.settled is null then
+    return array(select generate_series(s.settled_to, s.settled_to + s.out_count - 1));
+  end if;
+  return array(
     select unnest(coalesce(
       s.picks,
       array(select generate_series(s.settled_to, s.settled_to + coalesce(cardinality(s.settled), 0) + s.out_count - 1))))
     except
     select unnest(s.settled)
-    order by 1)
-$$;
+    order by 1);
+end $$;
 
 -- A lane's state once these unsettled places of its lease are settled. With the last of them the lease ends.
 create or replace function sequin._settle(c sequin.consumer, s sequin.lane, places int[])

@@ -36,11 +36,16 @@ end $$;
 -- kept waiting.
 create or replace function sequin._is_free(c sequin.consumer, lane smallint, may_leave boolean)
 returns boolean
-language sql
+language plpgsql
 stable
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
-  select may_leave or (sequin._lane(c.id, lane)).lease is null
-$$;
+begin
+  return may_leave or (
+    select s.lease is null from sequin.lane s where s.consumer_id = c.id and s.lane = _is_free.lane order by s.prev desc limit 1);
+end $$;
 
 -- Whether something can be done about a tracked message that is due: handed out, or, where may_leave, taken back.
 create or replace function sequin._is_ready(c sequin.consumer, d sequin.delivery, may_leave boolean, at timestamptz)
@@ -66,7 +71,8 @@ begin
   return not exists (
       select from sequin.held_group g
       where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash
-        and g.behind_lease = (sequin._lane(c.id, d.lane)).lease)
+        and g.behind_lease = (
+          select s.lease from sequin.lane s where s.consumer_id = c.id and s.lane = d.lane order by s.prev desc limit 1))
     and not exists (
       select from sequin.delivery g
       where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash and g.seq <> d.seq
@@ -108,18 +114,21 @@ end $$;
 -- The same with all lanes.
 create or replace function sequin._sweep_all(c sequin.consumer, may_leave boolean)
 returns bigint
-language sql
+language plpgsql
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
-  select coalesce(sum(sequin._sweep(c, n.lane, n.groups, may_leave)), 0)::bigint
-  from (
-    select d.lane, array_agg(distinct d.group_hash) as groups
-    from sequin.delivery d
-    where d.consumer_id = c.id and d.due_at = 'epoch'
-    group by d.lane
-    order by d.lane) n
-$$;
+begin
+  return (
+    select coalesce(sum(sequin._sweep(c, n.lane, n.groups, may_leave)), 0)::bigint
+    from (
+      select d.lane, array_agg(distinct d.group_hash) as groups
+      from sequin.delivery d
+      where d.consumer_id = c.id and d.due_at = 'epoch'
+      group by d.lane
+      order by d.lane) n);
+end $$;
 
 -- Gives a tracked message up: it is a dead letter, and its group goes on. The caller holds its lane's lock, and its row.
 create or replace function sequin._give_up(c sequin.consumer, d sequin.delivery)

@@ -124,11 +124,21 @@ end $$;
 -- The newest row of a lane. The caller holds the lane's lock, or only looks.
 create or replace function sequin._lane(consumer_id int, lane smallint)
 returns sequin.lane
-language sql
+language plpgsql
 stable
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
-  select s from sequin.lane s where s.consumer_id = $1 and s.lane = $2 order by s.prev desc limit 1
-$$;
+declare
+  v_state sequin.lane;
+begin
+  select * into v_state from sequin.lane s
+  where s.consumer_id = _lane.consumer_id and s.lane = _lane.lane
+  order by s.prev desc
+  limit 1;
+  return v_state;
+end $$;
 
 -- Whether this transaction sees what committed when it began, and not what commits meanwhile.
 create or replace function sequin._is_strict()
