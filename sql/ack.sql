@@ -137,26 +137,28 @@ begin
       v_is_whole := ack_ids[1] < 9223372036854775807 - cardinality(ack_ids)
         and ack_ids = array(select generate_series(ack_ids[1], ack_ids[1] + cardinality(ack_ids) - 1));
     end if;
-    -- The lock keeps others from a lane that this transaction is about to free, and is not waited for: the row decides.
-    -- The row's turn is odd, as no lease's is, and so costs no step of the sequence.
-    insert into sequin.lane (consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed)
-    select c.id, s.lane, s.turn, s.turn + 1, s.upto_seq, s.upto_seq, s.passed
-    from sequin.consumer c
-    cross join lateral (
-      select s.lane, s.turn, s.upto_seq, s.passed, s.lease, s.leased_until, s.out_count, s.picks, s.settled_to, s.settled,
-             s.tracked, s.held
-      from sequin.lane s
-      where s.consumer_id = c.id and s.lane = ((ack_ids[1] >> 14) & 63)::smallint
-      order by s.prev desc
-      limit 1) s
-    where c.name = consumer and v_is_whole is not false
-      and ack_ids[1] & 16383 = 0 and s.lease = ack_ids[1] >> 20 and s.out_count = cardinality(ack_ids)
-      and s.picks is null and s.settled_to = 0 and s.settled is null and s.tracked = 0 and s.held = 0
-      and (sequin._caller() = current_user or sequin._may_consume(c.id))
-      and (pg_try_advisory_xact_lock(sequin._lane_key(consumer, s.lane)) or s.leased_until > clock_timestamp())
-    on conflict do nothing;
-    if found then
-      return cardinality(ack_ids);
+    if v_is_whole is not false then
+      -- The lock keeps others from a lane that this transaction is about to free, and is not waited for: the row decides.
+      -- The row's turn is odd, as no lease's is, and so costs no step of the sequence.
+      insert into sequin.lane (consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed)
+      select c.id, s.lane, s.turn, s.turn + 1, s.upto_seq, s.upto_seq, s.passed
+      from sequin.consumer c
+      cross join lateral (
+        select s.lane, s.turn, s.upto_seq, s.passed, s.lease, s.leased_until, s.out_count, s.picks, s.settled_to, s.settled,
+               s.tracked, s.held
+        from sequin.lane s
+        where s.consumer_id = c.id and s.lane = ((ack_ids[1] >> 14) & 63)::smallint
+        order by s.prev desc
+        limit 1) s
+      where c.name = consumer
+        and ack_ids[1] & 16383 = 0 and s.lease = ack_ids[1] >> 20 and s.out_count = cardinality(ack_ids)
+        and s.picks is null and s.settled_to = 0 and s.settled is null and s.tracked = 0 and s.held = 0
+        and (sequin._caller() = current_user or sequin._may_consume(c.id))
+        and (pg_try_advisory_xact_lock(sequin._lane_key(consumer, s.lane)) or s.leased_until > clock_timestamp())
+      on conflict do nothing;
+      if found then
+        return cardinality(ack_ids);
+      end if;
     end if;
   end if;
 

@@ -70,7 +70,7 @@ begin
       where l.route_id = v_route and l.lane = v_lane and l.seq > v_from and l.seq < sequin._segment_end(v_from)
       order by l.seq
       limit v_left) l
-    having bool_and(l.action in ('i', 'u', 'd', 'r')) and (not v_is_rows or count(distinct l.group_hash) = count(*));
+    having bool_and(l.action in ('i', 'u', 'd', 'r')) and (not v_is_rows or count(distinct l.group_hash) filter (where v_is_rows) = count(*));
     continue when not found or not pg_try_advisory_xact_lock(sequin._lane_key(consumer, v_lane));
     insert into sequin.lane (consumer_id, lane, prev, turn, cursor_seq, upto_seq, passed)
     select v_id, v_lane, v_prev, nextval('sequin.turn'), v_to, v_to, v_passed + v_count

@@ -240,7 +240,7 @@ begin
           -- Locked: nobody can move the lane on from here, and a row that was replaced and trimmed is not found.
           select s.turn from sequin.lane s where s.consumer_id = v_id and s.lane = v_lane order by s.prev desc limit 1) s
         cross join lateral (
-          select max(l.seq) as last_seq, count(*) as n, count(distinct l.group_hash) as group_count,
+          select max(l.seq) as last_seq, count(*) as n, count(distinct l.group_hash) filter (where v_is_rows) as group_count,
                  bool_and(l.action in ('i', 'u', 'd', 'r')) as is_plain
           from (
             select l.seq, l.action, l.group_hash from sequin.log l
@@ -395,7 +395,7 @@ begin
           limit 1;
         elsif v_is_plain then
           select max(l.seq), count(*),
-                 bool_and(l.action in ('i', 'u', 'd', 'r')) and (not v_is_rows or count(distinct l.group_hash) = count(*))
+                 bool_and(l.action in ('i', 'u', 'd', 'r')) and (not v_is_rows or count(distinct l.group_hash) filter (where v_is_rows) = count(*))
             into v_to, v_count, v_is_plain
           from (
             select l.seq, l.action, l.group_hash from sequin.log l

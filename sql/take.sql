@@ -39,7 +39,7 @@ begin
       where l.route_id = route and l.lane = s.lane and l.seq > s.upto_seq and l.seq < sequin._segment_end(s.upto_seq)
       order by l.seq
       limit n.max_count) l
-    having bool_and(l.action in ('i', 'u', 'd', 'r')) and (not is_rows or count(distinct l.group_hash) = count(*))) l
+    having bool_and(l.action in ('i', 'u', 'd', 'r')) and (not is_rows or count(distinct l.group_hash) filter (where is_rows) = count(*))) l
   where n.total <= max_rows and n.max_count <= quota and s.lease is null and s.held = 0 and s.tracked = 0;
   if v_lanes is null then
     return;
