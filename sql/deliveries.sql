@@ -324,6 +324,7 @@ create or replace function sequin._expire(c sequin.consumer, lanes smallint[], m
 returns bigint
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set lock_timeout = '20ms'
 as $$
 declare
   v_lane smallint;
@@ -339,9 +340,14 @@ begin
       or not pg_try_advisory_xact_lock(sequin._lane_key(c.name, v_lane));
     -- As in _overtake.
     select * into c from sequin.consumer t where t.id = c.id;
+    exit when not found;  -- dropped
     s := sequin._lane(c.id, v_lane);
     if s.leased_until <= at then
-      v_total := v_total + sequin._untie(c, s, sequin._unsettled(s), false, false, v_until, 'not acknowledged within its ack_wait');
+      begin
+        v_total := v_total + sequin._untie(c, s, sequin._unsettled(s), false, false, v_until, 'not acknowledged within its ack_wait');
+      exception when lock_not_available then
+        null;  -- it is being acknowledged, by a transaction that goes on: that is not waited for
+      end;
     end if;
   end loop;
   return v_total;
@@ -355,6 +361,7 @@ create or replace function sequin._overtake(c sequin.consumer, lanes smallint[],
 returns bigint
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set lock_timeout = '20ms'
 as $$
 declare
   v_lane smallint;
@@ -375,9 +382,14 @@ begin
       or not pg_try_advisory_xact_lock(sequin._lane_key(c.name, v_lane));
     -- A rewind may have given it another feed, or a backfill another route.
     select * into c from sequin.consumer t where t.id = c.id;
+    exit when not found;  -- dropped
     s := sequin._lane(c.id, v_lane);
     if s.leased_until > clock_timestamp() then
-      v_total := v_total + sequin._untie(c, s, sequin._unsettled(s), true, false, s.leased_until, null);
+      begin
+        v_total := v_total + sequin._untie(c, s, sequin._unsettled(s), true, false, s.leased_until, null);
+      exception when lock_not_available then
+        null;  -- as in _expire
+      end;
     end if;
   end loop;
   return v_total;

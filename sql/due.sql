@@ -99,6 +99,9 @@ begin
   end if;
   -- As in _overtake: what was passed by meanwhile may be a history.
   select * into c from sequin.consumer t where t.id = c.id;
+  if not found then
+    return 0;  -- dropped
+  end if;
   v_groups := array(
     select g.group_hash from unnest(groups) g(group_hash)
     where sequin._is_next_free(c, _sweep.lane, g.group_hash, -1, may_leave));
@@ -109,6 +112,8 @@ begin
     perform sequin._advance_groups(c, lane, v_groups, v_count);
   end if;
   return v_count;
+exception when lock_not_available then
+  return 0;  -- as in _expire
 end $$;
 
 -- The same with all lanes.
@@ -140,6 +145,9 @@ as $$
 begin
   -- As in _sweep.
   select * into c from sequin.consumer t where t.id = c.id;
+  if not found then
+    return;  -- dropped
+  end if;
   perform sequin._bury(d, d.error);
   delete from sequin.delivery t
   where t.consumer_id = c.id and t.lane = d.lane and t.group_hash = d.group_hash and t.seq = d.seq;
@@ -183,6 +191,9 @@ declare
   v_count int;
 begin
   select * into c from sequin.consumer c where c.id = _take_due.consumer_id;
+  if not found then
+    return;  -- dropped
+  end if;
   for v_pass in 1..2 loop
     v_has_freed := sequin._sweep_all(c, may_leave) > 0;
     for d in
@@ -218,8 +229,12 @@ begin
         if d.is_out then
           d.error := 'not acknowledged within its ack_wait';
         end if;
-        perform sequin._give_up(c, d);
-        v_has_freed := true;
+        begin
+          perform sequin._give_up(c, d);
+          v_has_freed := true;
+        exception when lock_not_available then
+          null;  -- as in _expire
+        end;
         continue;
       elsif d.is_out then
         v_until := d.not_before + sequin._backoff(c, d.deliver_count);
@@ -251,6 +266,14 @@ begin
             limit v_left)) with ordinality p(seq, next, place)) p
         where p.may_go
         order by p.place);
+      -- What was never handed out changes the lane's row, which its worker may be about to: it waits until the lane is free.
+      if not may_leave and s.lease is not null and d.deliver_count > 0 then
+        v_seqs := v_seqs[1:coalesce(array_position(v_seqs, (
+          select min(g.seq) from sequin.delivery g
+          where g.consumer_id = c.id and g.lane = d.lane and g.group_hash = d.group_hash and not g.is_done and g.deliver_count = 0
+            and g.seq = any (v_seqs))) - 1, cardinality(v_seqs))];
+        continue when v_seqs = '{}';
+      end if;
       -- What was never handed out is pending from now on. It may have the room of what was given back and waits behind it.
       select count(*) filter (where g.deliver_count = 0 and g.seq <= v_seqs[cardinality(v_seqs)]), count(*) filter (where g.deliver_count > 0)
         into v_fresh, v_waiting

@@ -170,6 +170,23 @@ begin
            case when o.size > v_setting.max_bytes then 'A segment above the limit is dropped as soon as nobody has it locked.' end
     from (select coalesce(sum(sequin._segment_bytes(g.id)), 0) as size, count(*) as segment_count from sequin.log_segment g) o;
 
+  for v_holder in
+    select a.pid, clock_timestamp() - a.xact_start as age
+    from pg_locks k
+    join pg_stat_activity a on a.pid = k.pid
+    where k.locktype = 'relation' and k.relation = 'sequin.log'::regclass and k.granted and k.pid <> pg_backend_pid()
+      and k.database = (select d.oid from pg_database d where d.datname = current_database())
+      and a.xact_start < clock_timestamp() - interval '1 minute'
+      and exists (select from sequin.log_segment g where g.closed_at < clock_timestamp() - v_setting.keep - interval '1 minute')
+    order by a.xact_start
+    limit 3
+  loop
+    return query select 'log'::text, 'warning',
+      format('process %s has had it locked for %s, in one transaction: nothing of it can be dropped', v_holder.pid,
+        date_trunc('second', v_holder.age)),
+      format('select pg_terminate_backend(%s);', v_holder.pid);
+  end loop;
+
   -- What keeps dead rows everywhere from being removed. Nothing here suffers from it; other queues in the database do.
   for v_holder in
     select a.pid, clock_timestamp() - a.xact_start as age

@@ -190,6 +190,7 @@ begin
   -- An ack or a nack may come between: it does not wait for the lock.
   loop
     s := sequin._lane(c.id, lane);
+    exit when s.lane is null;  -- dropped
     s.tracked := s.tracked + _count_lane.tracked;
     s.fresh := s.fresh + _count_lane.fresh;
     s.held := s.held + _count_lane.held;

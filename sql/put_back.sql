@@ -61,6 +61,9 @@ begin
   -- An ack or a nack may come between: it does not wait for the lock. The lane's row decides, and comes first.
   loop
     s := sequin._lane(c.id, lane);
+    if s.lane is null then
+      return;  -- dropped
+    end if;
     perform sequin._see_segments();
     v_out := '{}';
     if s.lease is not null and exists (
@@ -84,7 +87,8 @@ begin
       where not m.seq = any (v_out)
         and not m.seq = any (v_waiting)
         and not sequin._is_ahead(c, s, m.group_hash, m.seq));
-    if v_messages = '{}' then
+    -- Under an older snapshot the lane's row has to say that it is the newest.
+    if v_messages = '{}' and not sequin._is_strict() then
       return;
     end if;
     s.tracked := s.tracked + (
@@ -98,6 +102,9 @@ begin
         where g.consumer_id = c.id and g.lane = s.lane and g.group_hash = m.group_hash offset 0));
     exit when sequin._put_lane(s);
   end loop;
+  if v_messages = '{}' then
+    return;
+  end if;
 
   -- Its group is held back from here on; what of it is out with the lane's lease comes first.
   insert into sequin.held_group as h (consumer_id, lane, group_hash, after_seq, behind_lease, route_id, record_pk, is_mixed)

@@ -130,17 +130,18 @@ declare
   v_has_freed boolean;               -- this call has settled what others left behind: its messages may be due now
   v_is_strict boolean;
   v_at timestamptz;                  -- what has run out, has by then: never what this call hands out
-  v_deadline timestamptz;
-  v_pause double precision := 0.001;
-  v_patience interval := '50 milliseconds';
-  v_seen bigint;                     -- the log has gone on after it, when it was last waited for
+  v_is_waiting boolean;              -- the caller is _receive_waiting, and is told by an error that there is nothing
 begin
   unlisten "sequin.";  -- see _refuse_restricted
+  if wait > '0' and wait <= '60 seconds' and current_setting('transaction_isolation') in ('read committed', 'read uncommitted') then
+    return query select * from sequin._receive_waiting(consumer, batch_size, wait, ack_wait);
+    return;
+  end if;
   -- Nearly all of a backlog is handed out here: far behind, lanes in turn that are free and plain (each row of the
   -- range is a message, and none an older version of another), in as few statements and expressions as it takes: a
   -- statement costs as much as ten rows. One receive in a hundred goes the long way all the same, to see what is due;
   -- so does one that meets a lane with tracked messages, and what is wrong, to hear what.
-  if batch_size between 1 and 10000 and wait >= '0' and wait <= '60 seconds' and (ack_wait > '0' and ack_wait <= '100 years') is not false
+  if batch_size between 1 and 10000 and wait in ('0', sequin._waiting()) and (ack_wait > '0' and ack_wait <= '100 years') is not false
      and current_setting('transaction_isolation') = 'read committed' and current_setting('transaction_read_only') = 'off'
      and random() > 0.01 then
     loop
@@ -273,12 +274,11 @@ begin
     end if;
   end if;
 
-  if (batch_size between 1 and 10000 and wait between '0' and '60 seconds' and (ack_wait > '0' and ack_wait <= '100 years') is not false
-      and (wait = '0' or current_setting('transaction_isolation') = 'read committed')
+  v_is_waiting := coalesce(wait = sequin._waiting(), false);
+  if (batch_size between 1 and 10000 and (wait = '0' or v_is_waiting) and (ack_wait > '0' and ack_wait <= '100 years') is not false
       and current_setting('transaction_read_only') = 'off') is not true then
-    perform sequin._refuse_receive('receive', consumer, batch_size, wait, ack_wait);
+    perform sequin._refuse_receive('receive', consumer, batch_size, case when v_is_waiting then '0' else wait end, ack_wait);
   end if;
-  if wait > '0' then v_deadline := clock_timestamp() + wait; end if;
   v_left := coalesce(v_left, batch_size);
   v_is_strict := sequin._is_strict();
   loop
@@ -309,7 +309,7 @@ begin
     end if;
 
     -- A consumer gets its lanes from the bridge; without one, from a receive that does not wait, as this is a write.
-    if not v_is_ready and v_deadline is null and v_consumer.start_seq is null and sequin._start(v_id) then
+    if not v_is_ready and not v_is_waiting and v_consumer.start_seq is null and sequin._start(v_id) then
       continue;
     end if;
 
@@ -334,10 +334,10 @@ begin
       else
         v_is_deep := false;
         select * into v_consumer from sequin.consumer c where c.id = v_id;
-        v_survey := sequin._survey(v_consumer, v_left, v_deadline is null);
+        v_survey := sequin._survey(v_consumer, v_left, not v_is_waiting);
         if sequin._expire(v_consumer, v_survey.expired, false, v_at) > 0
            or v_survey.lanes is null and sequin._overtake(v_consumer, v_survey.stuck,
-                statement_timestamp() - transaction_timestamp() < '2 milliseconds' and (v_deadline is null or not v_is_tight)) > 0 then
+                statement_timestamp() - transaction_timestamp() < '2 milliseconds' and not (v_is_waiting and v_is_tight)) > 0 then
           exit when v_has_freed;
           v_has_freed := true;
           continue;
@@ -462,25 +462,17 @@ begin
         if v_count > 0 then v_misses := 0; end if;
       end loop;
       exit when v_survey.is_all and v_wanted - v_left >= (select sum(l) from unnest(v_limits) l);
-      -- Others were quicker, everywhere: what was found is theirs. And what was waited for is not kept back.
-      exit when not v_has_moved or v_left < batch_size and v_seen is not null;
+      -- Others were quicker, everywhere: what was found is theirs.
+      exit when not v_has_moved;
     end loop;
-
-    exit when v_left < batch_size or v_deadline is null or clock_timestamp() >= v_deadline;
-    -- Where nothing is waiting, until the log goes on; and now and then there is another look anyway: a consumer may be
-    -- altered, or sent back. What cannot be had yet is looked for again after a pause, and so is what was in vain.
-    if v_survey.seen is null or v_survey.seen = v_seen then
-      v_pause := least(v_pause * 1.1, 0.01);
-      -- Where all that may be out is, each look is a long one: most of the time it rests.
-      perform pg_sleep(least(
-        case when v_is_dry then greatest(v_pause, least(extract(epoch from clock_timestamp() - v_at) * 4, 0.1)) else v_pause end,
-        extract(epoch from v_deadline - clock_timestamp())));
-    end if;
-    v_seen := case when v_survey.seen is not null
-                     and sequin._await(v_consumer, v_survey.seen, least(v_deadline, v_at + v_patience))
-              then v_survey.seen end;
-    v_patience := least(v_patience * 1.2, '200 milliseconds');
+    exit;
   end loop;
+  if v_is_waiting and v_left = batch_size then
+    raise exception using
+      errcode = 'SQ000',
+      message = format('receive from consumer "%s": there is nothing', consumer),
+      detail = concat_ws(' ', v_is_dry, v_survey.seen);
+  end if;
 end $$;
 comment on function sequin.receive(text, int, interval, interval) is
 'Hands out the next messages of a consumer, under a lease: acknowledge each before it runs out.

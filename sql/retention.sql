@@ -63,7 +63,8 @@ begin
     v_position := least(v_position, (
       select p.seq from sequin.feed_progress p where p.feed_id = c.feed_id order by p.step desc limit 1));
   end if;
-  return least(v_position, (select min(g.after_seq) from sequin.held_group g where g.consumer_id = c.id));
+  -- Of a held group that the lane has passed nothing by of, nothing is left in the log.
+  return least(v_position, (select min(g.after_seq) from sequin.held_group g where g.consumer_id = c.id and g.held_back > 0));
 end $$;
 
 -- How many bytes the log's segments take, each.
@@ -80,7 +81,7 @@ $$;
 
 -- The segment that a source's next rows go to: a new one when the current one is large, beside what is kept, or old.
 -- A dozen segments at most hold any backlog, as each is half of what is kept when it begins; a quiet log moves on
--- with time, so that what is past the retention can go.
+-- with time, so that what is past the retention can go, and where more is kept, in longer steps: who reads the log opens each.
 create or replace function sequin.bridge_rotate(source_id int, last_seq bigint)
 returns int
 language plpgsql
@@ -94,6 +95,7 @@ declare
   v_rows bigint;
   v_bytes bigint;
   v_kept bigint;
+  v_since timestamptz;
 begin
   update sequin.log_segment s
   set closed_at = clock_timestamp()
@@ -118,12 +120,13 @@ begin
   select * into v_setting from sequin.setting;
   v_rows := last_seq & 4294967295;
   v_bytes := sequin._segment_bytes(v_current.id);
-  select coalesce(sum(sequin._segment_bytes(s.id)), 0) into v_kept
+  select coalesce(sum(sequin._segment_bytes(s.id)), 0), min(s.opened_at) into v_kept, v_since
   from sequin.log_segment s where s.source_id = bridge_rotate.source_id and s.backfill_id is null;
   if v_rows >= 1048576 and v_bytes >= v_kept / 2
      or v_bytes >= greatest(536870912, v_kept / 2)
      or v_bytes >= v_setting.max_bytes / 8
-     or v_current.opened_at < clock_timestamp() - greatest(v_setting.keep / 4, interval '1 second') then
+     or v_current.opened_at < clock_timestamp() - greatest(
+       v_setting.keep / 4, (clock_timestamp() - v_since) / 8, interval '1 second') then
     return sequin._open_segment(source_id);
   end if;
   return v_current.id;
@@ -196,8 +199,9 @@ begin
 end $$;
 
 -- Drops the oldest segment of a source, if nobody needs it any more or the log is above its limit. Its id; null: none.
--- A lock that is not had at once is not waited for: the next call tries again.
-create or replace function sequin.bridge_retain(source_id int)
+-- A lock that is not had at once is not waited for: the next call tries again. Who reads the log waits meanwhile, and so the one
+-- on the log itself is waited for only as long as patience says.
+create or replace function sequin.bridge_retain(source_id int, patience interval default '100 milliseconds')
 returns int
 language plpgsql
 security definer
@@ -256,11 +260,29 @@ begin
       perform sequin._skip_pipeline(p, v_end, format('the log reached its limit of %s bytes', v_setting.max_bytes));
     end if;
   end loop;
+  perform set_config('lock_timeout', ceil(extract(epoch from patience) * 1000)::text, true);
   perform sequin._drop_segment(v_oldest.id);
   return v_oldest.id;
 end $$;
-comment on function sequin.bridge_retain(int) is
-'For the bridge, every few seconds: drops the oldest segment of the log, if it may go. Returns its id, or null.';
+comment on function sequin.bridge_retain(int, interval) is
+'For the bridge, every few seconds: drops the oldest segment of the log, if it may go. Returns its id, or null. 55P03 where
+somebody has the log locked for longer than patience.';
+
+create or replace function sequin.bridge_log_holders()
+returns text[]
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return array(
+    select k.virtualtransaction from pg_locks k
+    where k.locktype = 'relation' and k.relation = 'sequin.log'::regclass and k.granted and k.pid <> pg_backend_pid()
+      and k.database = (select d.oid from pg_database d where d.datname = current_database()));
+end $$;
+comment on function sequin.bridge_log_holders() is
+'For the bridge: the transactions that have the log locked, so that no segment of it can be dropped.';
 
 -- Marks the holes in the log, or in a consumer, as known. A source whose slot was lost goes on from a new one then.
 create or replace function sequin.accept_gap(source text default 'local', consumer text default null, pipeline text default null)

@@ -266,7 +266,8 @@ begin
         from sequin.held_group g where g.consumer_id = c.id and g.lane = s.lane;
       end if;
       s.permits := sequin._fit_permits(c, s);
-      exit when s is not distinct from v_old or sequin._put_lane(s);
+      -- Under an older snapshot the lane's row has to say that it is the newest.
+      exit when s is not distinct from v_old and not sequin._is_strict() or sequin._put_lane(s);
     end loop;
     -- What was passed by of a held group, up to here, is all that is left of it, perhaps.
     if s.held > 0 then
@@ -280,7 +281,13 @@ begin
   select c.id, f.step + 1, least(f.seq, after), array(select generate_series(0, c.lane_count - 1)::smallint), false
   from sequin.floor f where f.consumer_id = c.id
   order by f.step desc
-  limit 1;
+  limit 1
+  on conflict do nothing;
+  if not found then
+    raise serialization_failure using
+      message = format('consumer "%s": it has gone on since this transaction began', c.name),
+      hint = 'Try again, in a new transaction.';
+  end if;
   return c;
 end $$;
 

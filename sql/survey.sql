@@ -57,6 +57,9 @@ declare
   v_is_light boolean := false;      -- the first of two ways has found all there is
 begin
   select * into v_floor from sequin.floor f where f.consumer_id = c.id order by f.step desc limit 1;
+  if not found then
+    return v_survey;  -- dropped
+  end if;
   -- The head first: the lanes are looked at later, so whatever is at or before it is seen.
   if c.reads = 'feed' then
     select p.seq into v_head from sequin.feed_progress p where p.feed_id = c.feed_id order by p.step desc limit 1;

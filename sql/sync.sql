@@ -450,16 +450,24 @@ begin
   v_pause := 0.001;
   loop
     v_limit := v_left;
-    perform sequin._see_segments();
     v_is_over := v_is_dropped and sequin._log_lsn(v_stream.source_id) >= v_lsn;
-    select count(*), max(l.seq) into v_count, v_upto
-    from (
-      select l.seq
-      from unnest(v_routes) r(id)
-      cross join lateral (
-        select l.seq from sequin.log l where l.route_id = r.id and l.seq > v_seq order by l.seq limit v_limit) l
-      order by l.seq
-      limit v_limit) l;
+    -- Undone where it finds nothing: what waits has no lock on the log, which nobody could drop a segment of.
+    begin
+      perform sequin._see_segments();
+      select count(*), max(l.seq) into v_count, v_upto
+      from (
+        select l.seq
+        from unnest(v_routes) r(id)
+        cross join lateral (
+          select l.seq from sequin.log l where l.route_id = r.id and l.seq > v_seq order by l.seq limit v_limit) l
+        order by l.seq
+        limit v_limit) l;
+      if v_count = 0 then
+        raise exception using errcode = 'SQ000', message = 'there is nothing';
+      end if;
+    exception when sqlstate 'SQ000' then
+      null;
+    end;
     if v_count > 0 then
       return query
         select sequin._sync_cursor(v_tag, concat_ws('|', 'l', l.seq, case when l.is_cut then v_cut_lsn || '|' || v_snapshot end)),

@@ -100,6 +100,9 @@ declare
   v_limit int;
 begin
   select * into c from sequin.consumer c where c.id = _take.consumer_id;
+  if not found then
+    return;  -- dropped
+  end if;
   v_pending := v_state.tracked - v_state.fresh;
   permits := v_state.permits || permits;
   v_limit := least(max_rows, c.lane_quota + c.permit_size * coalesce(cardinality(permits), 0) - v_pending);

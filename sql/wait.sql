@@ -15,8 +15,16 @@ as $$
   select pg_catalog.hashint8extended(step, 7190239 + source_id::bigint)
 $$;
 
+-- The wait of a receive that looks once for one that waits, and says by an error (SQ000) that there is nothing. As that is
+-- caught, all that the look has locked is let go of: the log's segments above all, which nobody could drop while anybody waits.
+create or replace function sequin._waiting()
+returns interval
+language sql
+immutable
+as $$ select '-1 microseconds'::pg_catalog.interval $$;
+
 -- Whether a bell is held. If so, only once it has been rung, or after so many milliseconds: too few for the server to
--- look for a deadlock, or to log a wait.
+-- look for a deadlock, or to log a wait. Whatever ends this, the lock goes with it.
 create or replace function sequin._await_bell(source_id int, step bigint, ms int)
 returns boolean
 language plpgsql
@@ -25,25 +33,23 @@ set lock_timeout = 0
 as $$
 declare
   v_bell bigint := sequin._bell(source_id, step);
+  v_is_held boolean := false;
 begin
-  if pg_try_advisory_lock_shared(v_bell) then
-    perform pg_advisory_unlock_shared(v_bell);
-    return false;
+  if not pg_try_advisory_xact_lock_shared(v_bell) then
+    v_is_held := true;
+    perform set_config('lock_timeout', ms::text, true);
+    perform pg_advisory_xact_lock_shared(v_bell);
   end if;
-  perform set_config('lock_timeout', ms::text, true);
-  begin
-    perform pg_advisory_lock_shared(v_bell);
-    perform pg_advisory_unlock_shared(v_bell);
-  exception when lock_not_available then
-    null;
-  end;
-  return true;
+  raise exception using errcode = 'SQ000', message = 'the bell was rung';
+exception when lock_not_available or sqlstate 'SQ000' then
+  return v_is_held;
 end $$;
 
--- Whether a consumer that reads this has something after a seq.
+-- Whether a consumer that reads this may have something after a seq. The log is not looked at.
 create or replace function sequin._is_after(reads text, routes int[], feed_id int, seq bigint)
 returns boolean
 language plpgsql
+stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -53,7 +59,7 @@ begin
   end if;
   return exists (
     select from unnest(routes) r(id)
-    cross join lateral (select from sequin.log l where l.route_id = r.id and l.seq > _is_after.seq limit 1) l);
+    cross join lateral (select from sequin.tally t where t.route_id = r.id and t.seq > _is_after.seq limit 1) t);
 end $$;
 
 -- Waits, for a consumer that had nothing at a seq, until it may have something, or the time has come. Whether it may.
@@ -78,7 +84,6 @@ begin
     -- The step first: what has been written by then is found by what is asked after it.
     v_last := v_step;
     select p.step into v_step from sequin.progress p where p.source_id = v_source_id order by p.step desc limit 1;
-    perform sequin._see_segments();
     if sequin._is_after(c.reads, c.routes, c.feed_id, seen) then
       return true;
     end if;
@@ -99,5 +104,61 @@ begin
       perform pg_sleep(least(v_pause, v_left));
       v_pause := least(v_pause * 1.1, 0.01);
     end if;
+  end loop;
+end $$;
+
+-- A receive that waits: one that does not, again and again, each undone as if it had never been where it has found nothing.
+create or replace function sequin._receive_waiting(consumer text, batch_size int, wait interval, ack_wait interval)
+returns table (
+  ack_id bigint, seq bigint, action text, table_schema text, table_name text, record_pk text, record jsonb,
+  changes jsonb, committed_at timestamptz, deliver_count int, metadata jsonb
+)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+  v_deadline timestamptz := clock_timestamp() + wait;
+  v_consumer sequin.consumer;
+  v_at timestamptz;
+  v_found text;
+  v_is_dry boolean;                  -- all that may be out is
+  v_seen bigint;                     -- nothing was waiting, up to there; null: there is, in others' hands
+  v_awaited bigint;                  -- the log has gone on after it, when it was last waited for
+  v_pause double precision := 0.001;
+  v_patience interval := '50 milliseconds';
+begin
+  consumer := coalesce(consumer, (sequin._my_consumer(null)).name);
+  loop
+    v_at := clock_timestamp();
+    begin
+      return query select * from sequin.receive(consumer, batch_size, sequin._waiting(), ack_wait);
+      return;
+    exception when sqlstate 'SQ000' then
+      get stacked diagnostics v_found = pg_exception_detail;
+    end;
+    exit when clock_timestamp() >= v_deadline;
+    v_is_dry := split_part(v_found, ' ', 1) = 't';
+    v_seen := nullif(split_part(v_found, ' ', 2), '');
+    -- Where nothing is waiting, until the log goes on; and now and then there is another look anyway: a consumer may be
+    -- altered, or sent back. What cannot be had yet is looked for again after a pause, and so is what was in vain.
+    if v_seen is null or v_seen = v_awaited then
+      v_pause := least(v_pause * 1.1, 0.01);
+      -- Where all that may be out is, each look is a long one: most of the time it rests.
+      perform pg_sleep(least(
+        case when v_is_dry then greatest(v_pause, least(extract(epoch from clock_timestamp() - v_at) * 4, 0.1)) else v_pause end,
+        extract(epoch from v_deadline - clock_timestamp())));
+    end if;
+    v_awaited := null;
+    if v_seen is not null then
+      select * into v_consumer from sequin.consumer c where c.name = consumer;
+      if sequin._await(v_consumer, v_seen, least(v_deadline, v_at + v_patience)) then
+        v_awaited := v_seen;
+      end if;
+    end if;
+    v_patience := least(v_patience * 1.2, '200 milliseconds');
   end loop;
 end $$;

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,6 +21,10 @@ const (
 	trimEvery   = 2 * time.Second
 	retainEvery = 5 * time.Second
 	sampleEvery = 10 * time.Second
+
+	// To drop a segment of the log, so long is waited for those who read it, while whoever else would read it waits as well.
+	minPatience = 100 * time.Millisecond
+	maxPatience = 2 * time.Second
 )
 
 // Upkeep looks after a source that this bridge has, and its consumers.
@@ -35,6 +40,9 @@ type Upkeep struct {
 
 	pipelines *pipelines
 
+	patience time.Duration
+	holders  []string // of the log, when a segment of it last could not be dropped
+
 	bounds      map[int32][]int64 // of consumers: see bridge_trim
 	sourceBound *int64
 }
@@ -44,6 +52,7 @@ func New(pool *pgxpool.Pool, log *slog.Logger, sourceID, segment int32, lastSeq 
 	u := &Upkeep{
 		pool: pool, log: log.With("component", "upkeep"), sourceID: sourceID,
 		news: news{wake: make(chan struct{}, 1)}, bounds: map[int32][]int64{},
+		patience: minPatience,
 	}
 	u.pipelines = &pipelines{Upkeep: u, running: map[int32]*pipeline{}}
 	u.segment.Store(segment)
@@ -191,13 +200,40 @@ func (u *Upkeep) retain(ctx context.Context) error {
 		u.log.Info("opened a segment of the log", "segment", segment)
 	}
 	for {
-		var dropped *int32
-		if err := u.pool.QueryRow(ctx, `select sequin.bridge_retain($1)`, u.sourceID).Scan(&dropped); err != nil {
+		if isHeld, err := u.isStillHeld(ctx); isHeld || err != nil {
 			return err
 		}
-		if dropped == nil {
-			return nil
+		var dropped *int32
+		err := u.pool.QueryRow(ctx, `select sequin.bridge_retain($1, $2)`, u.sourceID, u.patience).Scan(&dropped)
+		var pgErr *pgconn.PgError
+		if errors.As(err, &pgErr) && pgErr.Code == pgerrcode.LockNotAvailable {
+			u.patience = min(2*u.patience, maxPatience)
+			u.holders, err = u.logHolders(ctx)
 		}
+		if err != nil || pgErr != nil || dropped == nil {
+			return err
+		}
+		u.patience = minPatience
 		u.log.Info("dropped a segment of the log", "segment", *dropped)
 	}
+}
+
+// isStillHeld tells whether a transaction has the log locked that had it when a segment could not be dropped: it takes its time,
+// and to wait for it would have all others wait in vain.
+func (u *Upkeep) isStillHeld(ctx context.Context) (bool, error) {
+	if len(u.holders) == 0 {
+		return false, nil
+	}
+	now, err := u.logHolders(ctx)
+	if err != nil {
+		return false, err
+	}
+	u.holders = slices.DeleteFunc(u.holders, func(h string) bool { return !slices.Contains(now, h) })
+	return len(u.holders) > 0, nil
+}
+
+func (u *Upkeep) logHolders(ctx context.Context) ([]string, error) {
+	var holders []string
+	err := u.pool.QueryRow(ctx, `select sequin.bridge_log_holders()`).Scan(&holders)
+	return holders, err
 }

@@ -1,9 +1,13 @@
 package e2e
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"sequin/tests/pgtest"
 )
@@ -138,5 +142,59 @@ func TestRetentionLimit(t *testing.T) {
 	db.Exec(`select sequin.accept_gap('local', 'slow')`)
 	if n := pgtest.Value[int](db, `select count(*) from sequin.health() where status = 'error'`); n != 0 {
 		t.Errorf("%d errors are left in health()", n)
+	}
+}
+
+// However many wait, at any moment, the log is let go of.
+func TestRetentionBesideWaiting(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`
+		create table t (id int primary key);
+		create table quiet (id int primary key);
+		select sequin.create_stream('t', '{t}');
+		select sequin.create_stream('quiet', '{quiet}');
+		select sequin.create_consumer('c', 't');
+		select sequin.create_consumer('quiet', 'quiet');
+		insert into quiet values (1);
+		select sequin.set_retention('0 seconds')`)
+	pgtest.StartBridge(t, db.URL)
+	var waiting errgroup.Group
+	ctx, end := context.WithCancel(t.Context())
+	for range 3 {
+		conn := db.Connect()
+		waiting.Go(func() error {
+			for {
+				if _, err := conn.Exec(ctx, `select sequin.ack('quiet', array(select ack_id from sequin.receive('quiet', 10, '2 seconds')))`); err != nil {
+					return err
+				}
+			}
+		})
+	}
+	conn := db.Connect()
+	waiting.Go(func() error {
+		var cursor *string
+		for {
+			if err := conn.QueryRow(ctx, `select coalesce(max(cursor), $1) from sequin.sync('quiet', $1, wait => '2 seconds')`, cursor).Scan(&cursor); err != nil {
+				return err
+			}
+		}
+	})
+	id := 0
+	pgtest.Eventually(t, time.Minute, func() error {
+		id++
+		db.Exec(`insert into t values ($1)`, id)
+		db.Exec(`select sequin.pop('c', 100)`)
+		if oldest := pgtest.Value[int](db, `select min(id) from sequin.log_segment`); oldest < 4 {
+			return fmt.Errorf("the oldest segment is %d: nothing is dropped", oldest)
+		}
+		return nil
+	})
+	if ctx.Err() != nil {
+		t.Error("the waiting ended")
+	}
+	end()
+	if err := waiting.Wait(); !errors.Is(err, context.Canceled) {
+		t.Error(err)
 	}
 }
