@@ -406,8 +406,13 @@ begin
     select v_source.id, c.oid, n.nspname, c.relname, sequin._key_columns(c.oid)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where c.oid = v_relation
-    on conflict (source_id, relation_oid) do update
-      set schema_name = excluded.schema_name, table_name = excluded.table_name, key_columns = excluded.key_columns;
+    on conflict (source_id, relation_oid) do nothing;
+    -- Not locked for nothing: the bridge would wait for this transaction where the table is given another name meanwhile.
+    update sequin.source_table t
+    set schema_name = n.nspname, table_name = c.relname, key_columns = sequin._key_columns(c.oid)
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.oid = v_relation and t.source_id = v_source.id and t.relation_oid = c.oid
+      and (t.schema_name, t.table_name, t.key_columns) is distinct from (n.nspname::text, c.relname::text, sequin._key_columns(c.oid));
     perform sequin._note_published(v_source, v_relation);
     insert into sequin.stream_table (stream_id, table_id, position)
     select v_stream_id, t.id, array_position(relations, v_relation)

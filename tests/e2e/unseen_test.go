@@ -85,6 +85,33 @@ func TestOpenTransactionAtWork(t *testing.T) {
 	}
 }
 
+// A transaction that makes a stream of a table which is streamed already, and stays open, keeps capture from nothing: also
+// where the table is given another name meanwhile.
+func TestOpenTransactionThatMakesAStream(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`
+		create table t (id int primary key);
+		create table other (id int primary key);
+		select sequin.create_stream('t', '{t}'), sequin.create_stream('other', '{other}')`)
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`insert into t values (1); insert into other values (1)`)
+	awaitMessages(t, db, "other", `insert other 1 {"id": 1} -`)
+	awaitMessages(t, db, "t", `insert t 1 {"id": 1} -`)
+	conn := db.Connect()
+	if _, err := conn.Exec(t.Context(), `begin; select sequin.create_stream('t2', '{t}', mode => 'changes')`); err != nil {
+		t.Fatal(err)
+	}
+	db.Exec(`alter table t rename to u`)
+	db.Exec(`insert into u values (2)`)
+	db.Exec(`insert into other values (2)`)
+	awaitMessages(t, db, "other", `insert other 1 {"id": 1} -`, `insert other 2 {"id": 2} -`)
+	if _, err := conn.Exec(t.Context(), `commit`); err != nil {
+		t.Fatal(err)
+	}
+	awaitMessages(t, db, "t", `insert t 1 {"id": 1} -`, `insert u 2 {"id": 2} -`)
+}
+
 // partitioned is a table with a partition, its stream and a row. 12 publishes none.
 func partitioned(major int) string {
 	if major < 13 {
