@@ -178,13 +178,14 @@ begin
     from (
       select t.*, lag(t.token) over w as before, lag(t.token, 2) over w as function, lag(t.token, 3) over w as dot_before,
              lag(t.place, 2) over w as function_place, lead(t.token) over w as dot, lead(t.token, 2) over w as name,
-             lead(t.token, 3) over w as after, lead(t.place, 3) over w as after_place, lead(t.place, 2) over w as name_place
+             lead(t.kind, 2) over w as name_kind, lead(t.token, 3) over w as after, lead(t.place, 3) over w as after_place, lead(t.place, 2) over w as name_place
       from sequin._tokens(compiled) t
       window w as (order by t.place)) n
     where n.kind = 'name' and n.token in ('new', 'old') and n.dot = '.' and n.before is distinct from '.'
     order by n.place desc
   loop
-    if v_token.name = '*' then
+    -- A column may be called *, in quotes.
+    if v_token.name = '*' and v_token.name_kind = 'other' then
       if v_token.function = 'to_jsonb' and v_token.before = '(' and v_token.after = ')' and v_token.dot_before is distinct from '.' then
         v_inlined := overlay(v_inlined placing format('_sequin_m.%s_record', v_token.token)
           from v_token.function_place for v_token.after_place + 1 - v_token.function_place);
@@ -312,9 +313,10 @@ begin
     e.uses_old := not e.is_typed;
     e.columns := '{}';
     for v_token in
-      select n.place, n.token, n.name, left(n.token, 3) as alias
+      select n.place, n.token, n.name, n.name_kind, left(n.token, 3) as alias
       from (
-        select t.place, t.token, t.kind, lead(t.token) over w as dot, lag(t.token) over w as before, lead(t.token, 2) over w as name
+        select t.place, t.token, t.kind, lead(t.token) over w as dot, lag(t.token) over w as before, lead(t.token, 2) over w as name,
+               lead(t.kind, 2) over w as name_kind
         from sequin._tokens(e.compiled) t
         window w as (order by t.place)) n
       where e.is_typed and n.kind = 'name' and n.dot = '.' and n.before is distinct from '.' and n.token in (
@@ -324,7 +326,7 @@ begin
     loop
       e.uses_new := e.uses_new or v_token.alias = 'new';
       e.uses_old := e.uses_old or v_token.alias = 'old';
-      if v_token.name <> '*' and not v_token.name = any (e.columns) then
+      if (v_token.name <> '*' or v_token.name_kind <> 'other') and not v_token.name = any (e.columns) then
         e.columns := e.columns || v_token.name;
       end if;
       e.compiled := overlay(e.compiled placing v_token.alias from v_token.place for length(v_token.token));
@@ -342,10 +344,12 @@ begin
       e.inlined := sequin._inline(e.compiled, e.columns, e.types);
       e.is_whole := exists (
         select from (
-          select t.token, t.kind, lead(t.token) over w as dot, lag(t.token) over w as before, lead(t.token, 2) over w as name
+          select t.token, t.kind, lead(t.token) over w as dot, lag(t.token) over w as before, lead(t.token, 2) over w as name,
+                 lead(t.kind, 2) over w as name_kind
           from sequin._tokens(e.inlined) t
           window w as (order by t.place)) n
-        where n.kind = 'name' and n.token in ('new', 'old') and n.dot = '.' and n.name = '*' and n.before is distinct from '.');
+        where n.kind = 'name' and n.token in ('new', 'old') and n.dot = '.' and n.name = '*' and n.name_kind = 'other'
+          and n.before is distinct from '.');
     end if;
     -- Planned without a message: what is wrong whatever the message, is wrong now.
     perform sequin._rehearse(v_label, e, kind);

@@ -86,6 +86,25 @@ func TestFilter(t *testing.T) {
 	f.wantClean()
 }
 
+// A column may have the name of what stands for all of them.
+func TestTransformStar(t *testing.T) {
+	f := setup(t, "changes")
+	f.Exec(`alter table item add "*" int`)
+	f.consumer("one", `transform => 'to_jsonb(new."*")'`)
+	f.consumer("all", `transform => 'to_jsonb(new.*)'`)
+	f.consumer("both", `transform => 'jsonb_build_array(new."*" + new.id, to_jsonb(old."*"), to_jsonb(new) -> ''*'')'`)
+	f.write(row{action: "i", key: 1, record: `{"id": 1, "*": 7}`})
+	for consumer, want := range map[string]string{"one": `7`, "all": `{"*": 7, "id": 1}`, "both": `[8, null, 7]`} {
+		if got := f.records(consumer); !slices.Equal(got, []string{want}) {
+			t.Errorf("%s: got %v, want %s", consumer, got, want)
+		}
+	}
+	f.Exec(`alter table item drop "*"`)
+	if got := pgtest.Column[string](f.DB, `select name from sequin.consumers where state = 'error' order by name`); !slices.Equal(got, []string{"both", "one"}) {
+		t.Errorf("without it, in error: %v", got)
+	}
+}
+
 // Without the whole old row there is its key.
 func TestFilterOldKey(t *testing.T) {
 	f := setup(t, "changes")
