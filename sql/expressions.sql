@@ -195,7 +195,8 @@ begin
     v_type := types[array_position(columns, v_token.name)];
     continue when v_type is null or v_type like '%[]';
     v_inlined := overlay(v_inlined placing case
-        when v_type in ('pg_catalog.json', 'pg_catalog.jsonb') then
+        -- As types: versions differ in which names they quote.
+        when to_regtype(v_type) in ('json'::regtype, 'jsonb'::regtype) then
           format('(nullif(_sequin_m.%s_record -> %L, ''null'')::%s)', v_token.token, v_token.name, v_type)
         else format('((_sequin_m.%s_record ->> %L)::%s)', v_token.token, v_token.name, v_type) end
       from v_token.place for v_token.name_place + length(quote_ident(v_token.name)) - v_token.place);
@@ -355,4 +356,15 @@ begin
     perform sequin._rehearse(v_label, e, kind);
     return next e;
   end loop;
+end $$;
+
+-- What is stored was made by an earlier version of this, or of the server. Where a column is called *, the row may be needed now.
+do $$
+begin
+  update sequin.consumer_expression e
+  set inlined = sequin._inline(e.compiled, e.columns, e.types), is_whole = e.is_whole or e.compiled like '%"*"%'
+  where e.is_typed and e.inlined <> sequin._inline(e.compiled, e.columns, e.types);
+  update sequin.pipeline_expression e
+  set inlined = sequin._inline(e.compiled, e.columns, e.types), is_whole = e.is_whole or e.compiled like '%"*"%'
+  where e.is_typed and e.inlined <> sequin._inline(e.compiled, e.columns, e.types);
 end $$;

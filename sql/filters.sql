@@ -24,12 +24,16 @@ begin
     select string_agg(format('%I %s', k.name, sequin._type_name(k.type)), ', ' order by k.attnum) into v_row
     from sequin._expression_columns(v_relation) k;
   else
-    select string_agg(distinct format('%I %s', k.name, k.type), ', ') into v_row
+    select string_agg(format('%I %s', k.name, k.type), ', ') into v_row
     from (
-      select * from unnest(filter.columns, filter.types) k(name, type)
-      union all
-      select * from unnest(transform.columns, transform.types) k(name, type)) k
-    where k.type like '%[]';
+      -- One name of a type that versions of the server write in two ways.
+      select k.name, min(k.type) as type
+      from (
+        select * from unnest(filter.columns, filter.types) k(name, type)
+        union all
+        select * from unnest(transform.columns, transform.types) k(name, type)) k
+      where k.type like '%[]'
+      group by k.name) k;
   end if;
   if v_row is not null and (filter.uses_new or transform.uses_new) then
     v_frame := v_frame || format(
@@ -357,7 +361,8 @@ begin
   from sequin.source_table t
   cross join lateral unnest(e.columns, e.types) n(name, type)
   left join lateral sequin._expression_columns(t.relation_oid) k on k.name = n.name
-  where t.id = table_id and e.is_typed and sequin._type_name(k.type) is distinct from n.type
+  -- Not by its name: versions differ in which names they quote.
+  where t.id = table_id and e.is_typed and (k.type is null or to_regtype(n.type) is distinct from k.type)
     -- A table that was dropped has no other columns than it had.
     and exists (select from pg_class r where r.oid = t.relation_oid)
   order by n.name

@@ -105,6 +105,29 @@ func TestTransformStar(t *testing.T) {
 	}
 }
 
+// A value of type json is read as what it is, also by what another version of the server has compiled: some quote the type's name.
+func TestFilterJSON(t *testing.T) {
+	f := setup(t, "changes")
+	f.Exec(`alter table item add j json, add js json[]`)
+	f.consumer("of_json", `filter => 'new.j ->> ''a'' = ''1'' and new.js[1] is null'`)
+	f.consumer("to_json", `filter => 'new.js is null or new.js[1] is null'`, `transform => 'jsonb_build_array(new.j, new.js)'`)
+	for _, quoted := range []string{"", `replace(replace(types::text, '\"', ''), 'json', '\"json\"')::text[]`, `replace(types::text, '\"', '')::text[]`} {
+		if quoted != "" {
+			f.Exec(`update sequin.consumer_expression set types = ` + quoted + ` where kind = 'transform'`)
+		}
+		f.write(row{action: "i", key: 1, record: `{"id": 1, "j": "12", "js": null}`}, row{action: "i", key: 2, record: `{"id": 2, "j": {"a": 1}, "js": [null, "x"]}`})
+		if got, want := f.records("of_json"), []string{`{"j": {"a": 1}, "id": 2, "js": [null, "x"]}`}; !slices.Equal(got, want) {
+			t.Errorf("%s: got %v, want %v", quoted, got, want)
+		}
+		if got, want := f.records("to_json"), []string{`["12", null]`, `[{"a": 1}, [null, "x"]]`}; !slices.Equal(got, want) {
+			t.Errorf("%s: got %v, want %v", quoted, got, want)
+		}
+	}
+	if errors := pgtest.Column[string](f.DB, `select error from sequin.consumers where error is not null union all select error from sequin.dead_letters`); len(errors) > 0 {
+		t.Errorf("errors: %v", errors)
+	}
+}
+
 // Without the whole old row there is its key.
 func TestFilterOldKey(t *testing.T) {
 	f := setup(t, "changes")

@@ -124,6 +124,23 @@ func TestUpAgain(t *testing.T) {
 	}
 }
 
+// What an earlier version had made of an expression of a user's is made anew.
+func TestUpExpressions(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key, j json);
+		select sequin.create_stream('s', '{item}'), sequin.create_consumer('c', 's', transform => 'to_jsonb(new.j)'),
+			sequin.create_pipeline('p', 'item', 'events', filter => 'new.id > 1')`)
+	const inlined = `select inlined from sequin.consumer_expression union all select inlined from sequin.pipeline_expression`
+	want := pgtest.Column[string](db, inlined)
+	db.Exec(`update sequin.consumer_expression set inlined = 'null'; update sequin.pipeline_expression set inlined = 'null'`)
+	db.Exec(`insert into sequin.sql_version (checksum, version) values ('other', $1)`, schema.Version)
+	up(t, db)
+	if got := pgtest.Column[string](db, inlined); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
 //go:embed testdata/live_changes_only.sql.gz
 var earlier []byte // what migrate --dump printed before there were filters, backfills and pipelines
 
