@@ -164,6 +164,28 @@ begin
     end loop;
   end if;
 
+  -- What the server prints without saying whose operator it is: read again, it would be the system's, of other types.
+  if v_problem is null then
+    for f in
+      select o.oid::regoperator as operator, n.what, coalesce(n.word, left(o.oprname, 1)) as word
+      from (
+        select 'is distinct from' as what, 'distinct' as word, m[1]::oid as oid from regexp_matches(tree, '{DISTINCTEXPR :opno (\d+)', 'g') m
+        union all
+        select 'nullif', 'nullif', m[1]::oid from regexp_matches(tree, '{NULLIFEXPR :opno (\d+)', 'g') m
+        union all
+        select 'a case with a value', 'case', m[1]::oid
+        from regexp_matches(tree, '{(?:CASE)?WHEN :expr {OPEXPR :opno (\d+)[^{}]*(?:{(?:RELABELTYPE|FUNCEXPR|COERCEVIAIO) [^{}]*)*{CASETESTEXPR', 'g') m
+        union all
+        select 'a comparison of rows', null, unnest(string_to_array(m[1], ' '))::oid from regexp_matches(tree, ':opnos \(o ([\d ]+)\)', 'g') m) n
+      join pg_operator o on o.oid = n.oid
+      where o.oprnamespace <> 'pg_catalog'::regnamespace
+    loop
+      v_problem := format('%s with an operator that is not the system''s: %s', f.what, f.operator) || sequin._at_position(expression, array[f.word]);
+      v_hint := 'Compare with =, as in (new.email = old.email) is not true.';
+      exit;
+    end loop;
+  end if;
+
   if v_problem is null then
     for f in
       select t.oid, t.typname

@@ -296,6 +296,39 @@ func TestExpressionErrors(t *testing.T) {
 	}
 }
 
+// What is compared in words would be by the system's operator, where the type has one of its own: by the operator it is.
+func TestComparedInWords(t *testing.T) {
+	f := setup(t, "changes")
+	f.Exec(`create extension citext; create extension hstore; alter table item add email citext, add h hstore`)
+	for _, test := range []struct{ filter, problem string }{
+		{`new.id = 1 and old.email is distinct from new.email`, `is distinct from with an operator that is not the system's: public.=(public.citext,public.citext) at position 29`},
+		{`old.email is not distinct from 'A'`, `is distinct from with an operator that is not the system's: public.=(public.citext,public.citext) at position 18`},
+		{`old.h is distinct from new.h`, `is distinct from with an operator that is not the system's: public.=(public.hstore,public.hstore) at position 10`},
+		{`row(new.id, new.email) is distinct from row(1, 'A'::citext)`, `is distinct from with an operator that is not the system's: public.=(public.citext,public.citext) at position 27`},
+		{`nullif(new.email, 'A') is null`, `nullif with an operator that is not the system's: public.=(public.citext,public.citext) at position 1`},
+		{`case new.email when 'A' then true end`, `a case with a value with an operator that is not the system's: public.=(public.citext,public.citext) at position 1`},
+		{`case new.email when 'A'::text then true when old.email then true end`, `a case with a value with an operator that is not the system's: public.=(public.citext,public.citext) at position 1`},
+		{`(new.id, new.email) < (1, 'A')`, `a comparison of rows with an operator that is not the system's: public.<(public.citext,public.citext) at position 21`},
+		{`(new.email, new.id) >= ('A', 1)`, `a comparison of rows with an operator that is not the system's: public.>=(public.citext,public.citext) at position 21`},
+	} {
+		e := f.Error(`select sequin.create_consumer('x', 's', filter => $1)`, test.filter)
+		if e.Code != "42601" || e.Message != `consumer "x": filter: it has `+test.problem || !strings.Contains(e.Hint, "is not true") {
+			t.Errorf("%s: got %s: %s (hint: %s), want %s", test.filter, e.Code, e.Message, e.Hint, test.problem)
+		}
+	}
+	for i, filter := range []string{
+		`(old.email = new.email) is not true`, `new.email = 'A'`, `'A' <> new.email is not null`, `new.email in ('A', 'B')`, `case when new.email = 'A' then true end`,
+		`case new.id when 1 then new.email = 'A' end`, `case when case new.id when 1 then true end then new.email = 'A' end`,
+		`(new.id, new.email) = (1, 'A')`, `new.note is distinct from old.note and (new.id, new.note) >= (1, '')`, `new.email between 'A' and 'B'`, `nullif(new.id, 2) = 1`,
+	} {
+		f.consumer(fmt.Sprintf("c%d", i), "filter => $$"+filter+"$$")
+	}
+	f.write(row{action: "i", key: 1, record: `{"id": 1, "note": "x", "email": "a"}`})
+	if got := pgtest.Column[string](f.DB, `select name from sequin.consumer_status where pending <> 1`); len(got) > 0 {
+		t.Errorf("not chosen by %v", got)
+	}
+}
+
 // pieces is what random expressions are made of.
 var pieces = []string{
 	"new.id", "old.id", "new.note", "new", "old", "action", "table_name", "committed_at", "(", ")", "(", ")", "'", "''", "'x'", `"`, "$$", "$a$", "E'", `\`,
