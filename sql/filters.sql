@@ -224,9 +224,9 @@ set bytea_output = 'hex'
 set lc_monetary = 'C'
 as $$
 begin
+  -- Over columns, as of a null the server would leave out branches, and what is wrong in them.
   execute format('explain select %s from (select %s) _sequin_m%s', e.inlined,
-    'null::jsonb as new_record, null::jsonb as old_record, null::text as action, null::text as table_name,'
-    ' null::timestamptz as committed_at from sequin.log',
+    'd.record as new_record, d.changes as old_record, d.error as action, d.table_name, d.committed_at from sequin.dead_letter d',
     sequin._expression_frame(case when kind = 'filter' then e end, case when kind <> 'filter' then e end));
 exception when others then
   if sequin._is_passing(sqlstate) then

@@ -106,6 +106,8 @@ var hostile = []struct {
 	{name: "an operator of one's own", filter: `new.id === 1`, code: "42601"},
 	{name: "a cast that fails at once", filter: `new.id = 'x'::int`, code: "42804"},
 	{name: "what fails at once", filter: `1 / 0 = 1`, code: "42804"},
+	{name: "what fails at once in a branch", filter: `case when new.id is not null then 1 / 0 = 1 end`, code: "42804"},
+	{name: "what fails at once if", filter: `new.id is not null and action = 'insert' and (''::text)::boolean`, code: "42804"},
 	{name: "a cast of one's own", filter: `new.feeling::json is not null`, code: "42804"},
 	{name: "a cast inside to_jsonb", filter: `to_jsonb(new.feeling) = '"sad"'`, chosen: 10},
 	{name: "a cast of a literal", filter: `to_jsonb('sad'::cast_mood) = '1'`, code: "42601"},
