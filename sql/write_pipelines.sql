@@ -54,6 +54,25 @@ begin
   return v_relation;
 end $$;
 
+-- Has nobody alter a pipeline's table until this transaction ends: what is looked at is what is written to. One that is not there,
+-- or no table, is told later; and who may insert and nothing else cannot lock it before 16.
+create or replace function sequin._lock_event_table(p sequin.pipeline)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_relation oid := coalesce(
+    (select c.oid from pg_class c where c.oid = p.event_relation), to_regclass(format('%I.%I', p.event_schema, p.event_name)));
+begin
+  if has_table_privilege(v_relation, 'update, delete, truncate')
+     and exists (select from pg_class c where c.oid = v_relation and c.relkind in ('r', 'p')) then
+    execute format('lock table only %s in row exclusive mode', sequin._table_name(v_relation));
+  end if;
+exception when undefined_table then
+  null; -- dropped in this moment
+end $$;
+
 -- Starts a pipeline, once the log has passed the moment it was made: as _start does a consumer.
 create or replace function sequin._start_pipeline(p sequin.pipeline)
 returns boolean
@@ -137,12 +156,16 @@ begin
   end if;
   v_chooser.actions := p.actions;
   v_chooser.is_rows := false;
-  select array_agg(d.seq) filter (where d.error is null), min(d.seq) filter (where d.error is not null),
-         (array_agg(d.error order by d.seq) filter (where d.error is not null))[1]
-    into v_seqs, v_failed, v_problem
-  from sequin._evaluate(
-    sequin._message_source(v_chooser, p.table_id, format('(select * from sequin.%I l where l.seq between %s and %s) l',
-      'log_' || (from_seq >> 32), from_seq, upto_seq)), e, null) d;
+  begin
+    select array_agg(d.seq) filter (where d.error is null), min(d.seq) filter (where d.error is not null),
+           (array_agg(d.error order by d.seq) filter (where d.error is not null))[1]
+      into v_seqs, v_failed, v_problem
+    from sequin._evaluate(
+      sequin._message_source(v_chooser, p.table_id, format('(select * from sequin.%I l where l.seq between %s and %s) l',
+        'log_' || (from_seq >> 32), from_seq, upto_seq)), e, null) d;
+  exception when object_not_in_prerequisite_state then
+    raise object_not_in_prerequisite_state using message = format('pipeline "%s": filter: %s', p.name, sqlerrm), hint = v_hint;
+  end;
   if v_failed is not null then
     raise invalid_parameter_value using
       message = format('pipeline "%s": change %s: %s', p.name, v_failed, v_problem), hint = v_hint;
@@ -204,6 +227,7 @@ begin
     return false;
   end if;
   select * into v_table from sequin.source_table t where t.id = p.table_id;
+  perform sequin._lock_event_table(p);
   v_relation := sequin._event_table(p);
   perform sequin._check_event_rights(v_relation);
   v_log := format('sequin.%I', 'log_' || (v_next.from_seq >> 32));

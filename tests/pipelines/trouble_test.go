@@ -136,6 +136,38 @@ func TestTrouble(t *testing.T) {
 	})
 }
 
+// A column that is retyped while its pipeline waits for the table is not written to as if it were what it was.
+func TestRetypedMeanwhile(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key); select sequin.create_pipeline('p', 'item', 'events')`)
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`insert into item values (1)`)
+	awaitCount(db, "events", 1)
+	tx, err := db.Connect().Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.Background()) //nolint:errcheck // after the commit it does nothing
+	if _, err := tx.Exec(t.Context(), `alter table events alter record type text`); err != nil {
+		t.Fatal(err)
+	}
+	db.Exec(`insert into item values (2)`)
+	pgtest.Eventually(t, 20*time.Second, func() error {
+		if n := pgtest.Value[int](db, `select count(*) from pg_locks where relation = 'events'::regclass and not granted`); n == 0 {
+			return fmt.Errorf("nobody waits for the table")
+		}
+		return nil
+	})
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	awaitError(db, "p", "42804", `column "record" of event table public.events is of type text`)
+	awaitCount(db, "events", 1)
+	db.Exec(`alter table events alter record type jsonb using record::jsonb`)
+	awaitCount(db, "events", 2)
+}
+
 // A source table is dropped: what there was of it is written, and health() says that there is no more.
 func TestDroppedSource(t *testing.T) {
 	t.Parallel()
