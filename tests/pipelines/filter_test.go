@@ -91,3 +91,20 @@ func TestFilterFails(t *testing.T) {
 	awaitCount(db, "prices", 3)
 	check()
 }
+
+// A filter that can no longer be evaluated at all is said of its pipeline, with what mends it.
+func TestFilterLabelGoes(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create type mood as enum ('sad', 'happy'); create table item (id int primary key, feeling mood);
+		select sequin.create_pipeline('sad', 'item', 'events', filter => 'new.feeling = ''sad''')`)
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`insert into item values (1, 'sad')`)
+	awaitCount(db, "events", 1)
+	db.Exec(`alter type mood rename value 'sad' to 'blue'; insert into item values (2, 'blue')`)
+	if hint := awaitError(db, "sad", "55000", `pipeline "sad": filter: invalid input value for enum`); !strings.HasPrefix(hint, "select sequin.alter_pipeline('sad', filter") {
+		t.Errorf("the hint is %s", hint)
+	}
+	db.Exec(`select sequin.alter_pipeline('sad', filter => 'new.feeling = ''blue''')`)
+	awaitCount(db, "events", 2)
+}
