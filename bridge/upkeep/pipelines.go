@@ -30,6 +30,8 @@ const (
 
 	minRetry = 500 * time.Millisecond
 	maxRetry = 10 * time.Second
+
+	resetTime = 5 * time.Second
 )
 
 // pipelines writes events, each pipeline by itself: one that fails, or waits for a lock, delays no other.
@@ -87,6 +89,7 @@ func (p *pipelines) run(ctx context.Context) {
 		config.ConnConfig.RuntimeParams["statement_timeout"] = pool.timeout
 		// Nothing is confirmed on the strength of it: what a crash takes is written again, with how far it had got.
 		config.ConnConfig.RuntimeParams["synchronous_commit"] = "off"
+		config.AfterRelease = reset
 		opened, err := pgxpool.NewWithConfig(ctx, config)
 		if err != nil {
 			p.warn(ctx, "open pool", err)
@@ -98,6 +101,14 @@ func (p *pipelines) run(ctx context.Context) {
 	var parts sync.WaitGroup
 	p.every(ctx, "look at pipelines", pipelinesEvery, func(ctx context.Context) error { return p.look(ctx, &parts) })
 	parts.Wait()
+}
+
+// reset takes from a session what a table's triggers have left in it, which would be the next pipeline's. Prepared statements stay.
+func reset(conn *pgx.Conn) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), resetTime)
+	defer cancel()
+	_, err := conn.Exec(ctx, `reset all; unlisten *; discard temp; select pg_catalog.pg_advisory_unlock_all()`)
+	return err == nil
 }
 
 // look starts and stops pipelines as there are, and wakes those that have something to write.

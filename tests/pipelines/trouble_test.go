@@ -298,6 +298,42 @@ func TestHangingTriggers(t *testing.T) {
 	check()
 }
 
+// What an event table's trigger leaves in the session is no other pipeline's: settings, temporary tables, locks.
+func TestTriggerLeavesSettings(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key);
+		create function leave() returns trigger language plpgsql as $$
+		begin
+		  perform set_config('default_transaction_read_only', 'on', false), pg_advisory_lock_shared(7);
+		  create temporary table if not exists mine ();
+		  return new;
+		end $$;
+		create function meet() returns trigger language plpgsql as $$
+		begin
+		  if to_regclass('pg_temp.mine') is not null or exists (select from pg_locks where pid = pg_backend_pid() and objid = 7 and locktype = 'advisory') then
+		    raise 'it is still there';
+		  end if;
+		  return new;
+		end $$`)
+	pipelines := map[string]string{"leaves": "leave", "meets": "meet", "meets_too": "meet"}
+	for pipeline, function := range pipelines {
+		db.Exec(`select sequin.create_pipeline($1, 'item', $1)`, pipeline)
+		db.Exec(fmt.Sprintf(`create trigger event before insert on %s for each row execute function %s()`, pipeline, function))
+	}
+	b := pgtest.BridgeProcess(t, db.URL)
+	b.AwaitLog("msg=capturing")
+	for i := range 10 {
+		db.Exec(`insert into item values ($1)`, i)
+		for pipeline := range pipelines {
+			awaitCount(db, pipeline, i+1)
+		}
+	}
+	if log := b.Log(); strings.Contains(log, "level=WARN") {
+		t.Errorf("the bridge says %s", log)
+	}
+}
+
 // One that fails with its first change is as far behind as it is.
 func TestTroubleFromTheStart(t *testing.T) {
 	t.Parallel()
