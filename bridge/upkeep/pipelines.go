@@ -23,13 +23,15 @@ const (
 	minRows, maxRows = 1, 1 << 20
 	firstRows        = 1000
 
-	// What takes longer than quickTime is given up, and tried again apart from the others, with less to write and more time.
+	// What takes longer than isQuick goes on apart from the others; longer than quickTime it is given up, and tried again there, with
+	// less to write and more time.
 	quickTime, slowTime                = "5s", "60s"
 	quickConnections, apartConnections = 8, 4
 	isQuick                            = time.Second
 
 	minRetry = 500 * time.Millisecond
 	maxRetry = 10 * time.Second
+	retries  = 2 // of what passes by itself, before it is told
 
 	resetTime = 5 * time.Second
 )
@@ -37,8 +39,8 @@ const (
 // pipelines writes events, each pipeline by itself: one that fails, or waits for a lock, delays no other.
 type pipelines struct {
 	*Upkeep
-	// Of their own: whatever they wait for, consumers do not. Those that fail, or take long, have another: whatever their tables'
-	// triggers do, the rest do not wait for them.
+	// Of their own: whatever they wait for, consumers do not. Those that take long have another: whatever their tables' triggers do,
+	// the rest do not wait for them.
 	pool, apart *pgxpool.Pool
 
 	mu      sync.Mutex
@@ -164,20 +166,26 @@ func (p *pipelines) look(ctx context.Context, parts *sync.WaitGroup) error {
 
 // follow writes what comes, until the context ends.
 func (p *pipelines) follow(ctx context.Context, n *pipeline) {
-	rows, retry, pool := int64(firstRows), time.Duration(0), p.pool
+	rows, retry, failures, pool := int64(firstRows), time.Duration(0), 0, p.pool
 	for {
 		var began time.Time
 		isBehind := true
 		for isBehind {
 			began = time.Now()
-			err := pool.QueryRow(ctx, `select sequin.bridge_pipeline($1, $2)`, n.id, rows).Scan(&isBehind)
-			took := time.Since(began)
+			var took time.Duration
+			var err error
+			isBehind, took, err = p.write(ctx, pool, n, rows)
+			if took >= isQuick && err != nil {
+				pool = p.apart
+			} else if took < isQuick {
+				pool = p.pool
+			}
 			switch {
 			case ctx.Err() != nil:
 				return
 			case err != nil:
-				p.report(ctx, n, err)
-				pool = p.apart
+				failures++
+				p.report(ctx, n, err, failures)
 				if took > 10*writeTime {
 					rows = max(rows/16, minRows)
 				}
@@ -190,10 +198,7 @@ func (p *pipelines) follow(ctx context.Context, n *pipeline) {
 				}
 				isBehind = true
 			default:
-				retry = 0
-				if took < isQuick {
-					pool = p.pool
-				}
+				retry, failures = 0, 0
 				if took > 2*writeTime {
 					rows = max(rows/2, minRows)
 				} else if isBehind && took < writeTime/2 {
@@ -214,14 +219,29 @@ func (p *pipelines) follow(ctx context.Context, n *pipeline) {
 	}
 }
 
-// report puts a pipeline's failure where its view and health() show it. One of the connection's is not the pipeline's.
-func (p *pipelines) report(ctx context.Context, n *pipeline, err error) {
-	var pgErr *pgconn.PgError
-	if !errors.As(err, &pgErr) || pgerrcode.IsOperatorIntervention(pgErr.Code) && pgErr.Code != pgerrcode.QueryCanceled {
-		p.warn(ctx, "write for a pipeline", err)
-		return
+// write writes a pipeline's next events. It may be behind still. How long it took is without the wait for a connection, which is others'.
+func (*pipelines) write(ctx context.Context, pool *pgxpool.Pool, n *pipeline, rows int64) (isBehind bool, took time.Duration, err error) {
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		return true, 0, err
 	}
-	if pgErr.Code == pgerrcode.SerializationFailure || pgErr.Code == pgerrcode.DeadlockDetected {
+	defer conn.Release()
+	began := time.Now()
+	err = conn.QueryRow(ctx, `select sequin.bridge_pipeline($1, $2)`, n.id, rows).Scan(&isBehind)
+	return isBehind, time.Since(began), err
+}
+
+// report puts a pipeline's failure, so many in a row, where its view and health() show it. One of the connection's is not the
+// pipeline's; what may pass by itself is, once it has not.
+func (p *pipelines) report(ctx context.Context, n *pipeline, err error, failures int) {
+	var pgErr *pgconn.PgError
+	var connectErr *pgconn.ConnectError
+	switch {
+	case !errors.As(err, &pgErr) || errors.As(err, &connectErr),
+		failures <= retries && pgerrcode.IsOperatorIntervention(pgErr.Code) && pgErr.Code != pgerrcode.QueryCanceled:
+		p.log.Warn("write for a pipeline: trying again", "pipeline", n.name, "err", err)
+		return
+	case failures <= retries && (pgErr.Code == pgerrcode.SerializationFailure || pgErr.Code == pgerrcode.DeadlockDetected):
 		return
 	}
 	var isNew bool

@@ -298,6 +298,85 @@ func TestHangingTriggers(t *testing.T) {
 	check()
 }
 
+// What passes by itself is not a pipeline's error, unless it does not pass.
+func TestTroubleThatPasses(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key);
+		create sequence calls;
+		create function refuse() returns trigger language plpgsql as $$
+		begin
+		  if tg_argv[1] = 'ever' or nextval('public.calls') < 3 then
+		    raise 'not now' using errcode = tg_argv[0];
+		  end if;
+		  return new;
+		end $$`)
+	b := pgtest.BridgeProcess(t, db.URL)
+	b.AwaitLog("msg=capturing")
+	for pipeline, args := range map[string]string{"passes": "'40001', 'twice'", "conflict": "'40001', 'ever'", "deadlock": "'40P01', 'ever'", "shutdown": "'57P01', 'ever'"} {
+		db.Exec(`select sequin.create_pipeline($1, 'item', $1)`, pipeline)
+		db.Exec(fmt.Sprintf(`create trigger refuse before insert on %s for each row execute function refuse(%s)`, pipeline, args))
+	}
+	db.Exec(`insert into item values (1)`)
+	awaitCount(db, "passes", 1)
+	for pipeline, code := range map[string]string{"conflict": "40001", "deadlock": "40P01", "shutdown": "57P01"} {
+		awaitError(db, pipeline, code, "not now")
+		b.AwaitLog(`msg="a pipeline does not go on: trying again" component=upkeep pipeline=` + pipeline)
+		db.Exec(`drop trigger refuse on ` + pipeline + `; select sequin.resume_pipeline('` + pipeline + `')`)
+		awaitCount(db, pipeline, 1)
+		awaitStatus(db, pipeline, "active 0 1")
+	}
+	b.AwaitLog(`msg="write for a pipeline: trying again" component=upkeep pipeline=shutdown`)
+	if log := b.Log(); strings.Contains(log, "pipeline=passes") {
+		t.Errorf("the bridge says %s", log)
+	}
+}
+
+// One that fails at once does not wait for those whose triggers hang.
+func TestFailsBesideHangingTriggers(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table item (id int primary key); create table hang (id int); create table fail (id int);
+		create function hang() returns trigger language plpgsql as $$
+		begin
+		  while exists (select from public.hang) loop
+		    perform pg_sleep(0.1);
+		  end loop;
+		  return new;
+		end $$;
+		create function fail() returns trigger language plpgsql as $$
+		begin
+		  if exists (select from public.fail) then
+		    raise 'not now';
+		  end if;
+		  return new;
+		end $$;
+		select sequin.create_pipeline('fails', 'item', 'fails');
+		create trigger fail before insert on fails for each row execute function fail()`)
+	pgtest.StartBridge(t, db.URL)
+	const hanging = 8 // more than there are connections apart
+	for i := range hanging {
+		db.Exec(`select sequin.create_pipeline($1, 'item', $1)`, fmt.Sprintf("hangs_%d", i))
+		db.Exec(fmt.Sprintf(`create trigger hang before insert on hangs_%d for each row execute function hang()`, i))
+	}
+	db.Exec(`insert into hang values (1); insert into item values (1)`)
+	awaitCount(db, "fails", 1)
+	for i := range hanging {
+		awaitError(db, fmt.Sprintf("hangs_%d", i), "57014", "statement timeout") // and goes on apart
+	}
+	db.Exec(`insert into fail values (1); insert into item values (2)`)
+	awaitError(db, "fails", "P0001", "not now")
+	db.Exec(`delete from fail; select sequin.resume_pipeline('fails')`)
+	awaitCount(db, "fails", 2)
+	if n := pgtest.Value[int](db, `select count(*) from hangs_0`); n > 0 {
+		t.Errorf("it went on when the others did")
+	}
+	db.Exec(`delete from hang`)
+	for i := range hanging {
+		awaitCount(db, fmt.Sprintf("hangs_%d", i), 2)
+	}
+}
+
 // What an event table's trigger leaves in the session is no other pipeline's: settings, temporary tables, locks.
 func TestTriggerLeavesSettings(t *testing.T) {
 	t.Parallel()
