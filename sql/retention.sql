@@ -193,9 +193,16 @@ begin
     from (select distinct g.lane from sequin.held_group g where g.consumer_id = c.id and g.after_seq < upto) h);
   update sequin.held_group g set after_seq = upto where g.consumer_id = c.id and g.after_seq < upto;
   -- Its position is a lower bound: it may have had all of it.
-  insert into sequin.gap (source_id, consumer_id, from_seq, to_seq, reason)
-  select t.source_id, c.id, v_from + 1, upto, reason from sequin.stream t
-  where t.id = c.stream_id and (v_lost > 0 or v_is_unsorted);
+  if v_lost > 0 or v_is_unsorted then
+    -- One gap, as long as it goes on.
+    update sequin.gap g
+    set to_seq = upto
+    where g.consumer_id = c.id and g.accepted_at is null and g.reason = _skip.reason and g.to_seq = v_from;
+    if not found then
+      insert into sequin.gap (source_id, consumer_id, from_seq, to_seq, reason)
+      select t.source_id, c.id, v_from + 1, upto, reason from sequin.stream t where t.id = c.stream_id;
+    end if;
+  end if;
 end $$;
 
 -- Drops the oldest segment of a source, if nobody needs it any more or the log is above its limit. Its id; null: none.
