@@ -268,7 +268,7 @@ func (s *session) watch(ctx context.Context) error {
 		cancel()
 		if err == nil || isTime && !s.watcher.IsClosed() {
 			ask, cancel := context.WithTimeout(ctx, s.answerWithin())
-			err = errors.Join(s.checkPublication(ask, s.watcher), s.checkStandbys(ask, s.watcher))
+			err = errors.Join(s.checkPublication(ask, s.watcher), s.checkStandbys(ask, s.watcher), s.live.takeMark(ask, s.watcher))
 			cancel()
 		}
 		switch {

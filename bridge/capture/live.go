@@ -29,6 +29,7 @@ type Live struct {
 	in     int32         // the segment that its rows go to
 	recent []transaction // the last ones that were read, in a ring
 	next   int
+	marks  []mark // in order: see isLater
 }
 
 // cut is where the log goes on in another segment.

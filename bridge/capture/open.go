@@ -164,6 +164,9 @@ func (c *Capture) open(ctx context.Context) (_ *session, err error) {
 	if err := s.live.open(ctx, s); err != nil {
 		return nil, err
 	}
+	if err := s.live.takeMark(ctx, s.catalog); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -32,7 +33,8 @@ type reader struct {
 	routes  map[uint32]int32
 	tables  map[uint32]*changelog.Table
 
-	keys    map[uint32][]string // of tables, as they were when they were last described
+	keys    map[uint32]known // of tables, as they were when they were last described
+	doubts  map[uint32]doubt // of tables whose key is of before, as far as that can be told
 	isStuck func(pglogrepl.LSN) bool
 
 	inTx         bool
@@ -53,7 +55,8 @@ func (r *reader) open(s *session) {
 	r.session = s
 	r.encoder = changelog.NewEncoder(s.lastSeq, s.segment)
 	r.tables = map[uint32]*changelog.Table{}
-	r.keys = map[uint32][]string{}
+	r.keys = map[uint32]known{}
+	r.doubts = map[uint32]doubt{}
 	r.confirmed = s.applied
 	r.horizon.Store(uint64(s.applied))
 	s.writer.HorizonWritten = func(lsn pglogrepl.LSN) { r.horizon.Store(uint64(lsn)) }
@@ -239,6 +242,7 @@ func (r *reader) message(ctx context.Context, data []byte) error {
 		if !r.isSkip {
 			r.encoder.Begin(m, r.live.begin(m, r.config.Segment()))
 		}
+		r.dispel()
 		return nil
 	case *wal.Commit:
 		r.inTx = false
@@ -304,6 +308,7 @@ func (r *reader) place(ctx context.Context) error {
 // relation takes note of what a table looks like from here on.
 func (r *reader) relation(ctx context.Context, rel *wal.Relation) error {
 	delete(r.tables, rel.OID)
+	delete(r.doubts, rel.OID)
 	_, isKnown := r.routes[rel.OID]
 	if !isKnown {
 		if err := r.awaitSeen(ctx, rel); err != nil {
@@ -320,7 +325,7 @@ func (r *reader) relation(ctx context.Context, rel *wal.Relation) error {
 	if !ok {
 		return nil // a partition, whose changes come under its root, or a table that is not streamed any more
 	}
-	key, isMixed, isSame, err := r.describe(ctx, rel)
+	now, isMixed, isSame, err := r.describe(ctx, rel)
 	if err != nil {
 		return err
 	}
@@ -328,31 +333,58 @@ func (r *reader) relation(ctx context.Context, rel *wal.Relation) error {
 		if err := r.awaitSeen(ctx, rel); err != nil {
 			return err
 		}
-		if key, isMixed, _, err = r.describe(ctx, rel); err != nil {
+		if now, isMixed, _, err = r.describe(ctx, rel); err != nil {
 			return err
 		}
 	}
-	r.tables[rel.OID], r.keys[rel.OID] = changelog.NewTable(r.types, rel, route, key, isMixed), key
+	last, columns := r.keys[rel.OID], columnNames(rel)
+	isLater := now.madeBy != nil && r.live.isLater(uint32(*now.madeBy), &r.begin)
+	name := func(key []string) { // what names its rows from here on
+		r.tables[rel.OID] = changelog.NewTable(r.types, rel, route, key, isMixed)
+		r.keys[rel.OID] = known{key, columns}
+	}
+	key := keyThen(rel, now, last, isLater)
+	name(key)
+	if next := keyThen(rel, now, last, false); isLater && !slices.Equal(key, next) {
+		r.log.Warn("the key of a table was altered after what is read now, as far as can be told: until then its rows have the key of before",
+			"table", rel.Schema+"."+rel.Name, "before", key, "after", next)
+		r.doubts[rel.OID] = doubt{uint32(*now.madeBy), func() { name(next) }}
+	}
 	return nil
 }
 
-// describe finds out about a relation's types, and returns the columns that named its rows then, and what keyColumns does.
+// doubt is a key that a transaction has altered, by all that can be told after what is read; and what is done where that turns
+// out not to be so, or comes to be read.
+type doubt struct {
+	madeBy uint32
+	dispel func()
+}
+
+// dispel takes the keys of now that are not later than the transaction that begins: had one been altered since, the table
+// would be described anew.
+func (r *reader) dispel() {
+	for oid, d := range r.doubts {
+		if !r.live.isLater(d.madeBy, &r.begin) {
+			d.dispel()
+			delete(r.doubts, oid)
+		}
+	}
+}
+
+// describe finds out about a relation's types, and returns what the catalog has of it now, and what keyColumns does besides.
 // isSame: the catalog has all of it as the stream says it is.
-func (r *reader) describe(ctx context.Context, rel *wal.Relation) (key []string, isMixed, isSame bool, err error) {
-	var columns []string
-	var dropped []int64
+func (r *reader) describe(ctx context.Context, rel *wal.Relation) (now present, isMixed, isSame bool, err error) {
 	isKnown, err := r.types.Know(ctx, r.catalog, rel)
 	if err == nil {
-		key, isMixed, err = r.keyColumns(ctx, rel)
+		now.key, isMixed, err = r.keyColumns(ctx, rel)
 	}
 	if err == nil {
-		err = r.catalog.QueryRow(ctx, columnsQuery, int64(rel.OID)).Scan(&columns, &dropped)
+		err = r.catalog.QueryRow(ctx, presentQuery, int64(rel.OID)).Scan(&now.columns, &now.dropped, &now.droppedCount, &now.madeBy)
 	}
 	if err != nil {
-		return nil, false, false, fmt.Errorf("take note of table %s.%s: %w", rel.Schema, rel.Name, err)
+		return present{}, false, false, fmt.Errorf("take note of table %s.%s: %w", rel.Schema, rel.Name, err)
 	}
-	key, isSame = keyThen(rel, key, r.keys[rel.OID], columns, dropped)
-	return key, isMixed, isSame && isKnown, nil
+	return now, isMixed, now.isSame(rel) && isKnown, nil
 }
 
 // mixedQuery takes no lock on partitions, which somebody else may have for long.
@@ -401,7 +433,7 @@ func (r *reader) loadRoutes(ctx context.Context) error {
 		}
 		r.routes[uint32(oid)] = route
 		if _, ok := r.keys[uint32(oid)]; !ok {
-			r.keys[uint32(oid)] = key
+			r.keys[uint32(oid)] = known{key: key}
 		}
 	}
 	if err := rows.Err(); err != nil {

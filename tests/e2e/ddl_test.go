@@ -483,6 +483,42 @@ func TestKeysThen(t *testing.T) {
 			},
 		},
 		{
+			"another order", `create table t (x int, y text, v int, primary key (y, x))`, `insert into t values (1, 'a', 0)`,
+			`update t set v = 1; alter table t drop constraint t_pkey, add primary key (x, y); update t set v = 2`,
+			[]string{
+				`insert t a,1 {"v": 0, "x": 1, "y": "a"} -`, `update t a,1 {"v": 1, "x": 1, "y": "a"} -`, `update t 1,a {"v": 2, "x": 1, "y": "a"} -`,
+			},
+		},
+		{
+			"another key of whole rows", `create table t (id int primary key, code int not null, v int); alter table t replica identity full`,
+			`insert into t values (1, 100, 0)`,
+			`update t set v = 1; alter table t drop constraint t_pkey, add primary key (code); update t set v = 2; analyze t; update t set v = 3`,
+			[]string{
+				`insert t 1 {"v": 0, "id": 1, "code": 100} -`, `update t 1 {"v": 1, "id": 1, "code": 100} {"v": 0}`,
+				`update t 100 {"v": 2, "id": 1, "code": 100} {"v": 1}`, `update t 100 {"v": 3, "id": 1, "code": 100} {"v": 2}`,
+			},
+		},
+		{
+			"another key in a savepoint", `create table t (id int primary key, code int not null, v int); alter table t replica identity full`,
+			`insert into t values (1, 100, 0)`,
+			`begin; update t set v = 1; savepoint s; alter table t drop constraint t_pkey, add primary key (code); release s; commit; update t set v = 2`,
+			[]string{
+				`insert t 1 {"v": 0, "id": 1, "code": 100} -`, `update t 1 {"v": 1, "id": 1, "code": 100} {"v": 0}`,
+				`update t 100 {"v": 2, "id": 1, "code": 100} {"v": 1}`,
+			},
+		},
+		{
+			"names changed places, and others'", `create table t (id int primary key, code int, n int); alter table t replica identity full`,
+			`insert into t values (1, 2, 3)`,
+			`begin; alter table t rename id to tmp; alter table t rename code to id; alter table t rename tmp to code; commit; ` +
+				`insert into t (code, id, n) values (11, 12, 13); ` +
+				`begin; alter table t rename code to tmp; alter table t rename n to code; alter table t rename tmp to n; commit; ` +
+				`insert into t (n, id, code) values (21, 22, 23)`,
+			[]string{
+				`insert t 1 {"n": 3, "id": 1, "code": 2} -`, `insert t 11 {"n": 13, "id": 12, "code": 11} -`, `insert t 21 {"n": 21, "id": 22, "code": 23} -`,
+			},
+		},
+		{
 			"others dropped and added", `create table t (x int, id int primary key, n int); alter table t replica identity full`, `insert into t values (7, 1, 0)`,
 			`update t set n = 1; alter table t drop x, add y int; update t set n = 2`,
 			[]string{
