@@ -42,7 +42,8 @@ func (r *Relation) Has(columns []string) bool {
 	return len(columns) > 0
 }
 
-// IsIdentity tells whether these columns, in whatever order, are its replica identity, as far as that names any.
+// IsIdentity tells whether these columns, in whatever order, are its replica identity, as far as that names any: one whose index
+// was dropped names none.
 func (r *Relation) IsIdentity(columns []string) bool {
 	if r.ReplicaIdentity != 'd' && r.ReplicaIdentity != 'i' {
 		return true
@@ -56,7 +57,7 @@ func (r *Relation) IsIdentity(columns []string) bool {
 			}
 		}
 	}
-	return count == len(columns)
+	return count == 0 || count == len(columns)
 }
 
 // RelationColumn is a column of a Relation.

@@ -440,6 +440,19 @@ func TestKeys(t *testing.T) {
 		`insert t 2 {"a": "x", "id": 2} -`, `insert t 3 {"a": "x", "id2": 3} -`)
 }
 
+// A replica identity whose index was dropped names no columns: the primary key does.
+func TestKeyWithoutIdentity(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(`create table t (id int primary key, code text not null unique); alter table t replica identity using index t_code_key;
+		select sequin.create_stream('t', '{t}', mode => 'changes')`)
+	pgtest.StartBridge(t, db.URL)
+	db.Exec(`insert into t values (1, 'a')`)
+	db.Exec(`alter table t drop constraint t_code_key`)
+	db.Exec(`insert into t values (2, 'b')`)
+	awaitMessages(t, db, "t", `insert t a {"id": 1, "code": "a"} -`, `insert t 2 {"id": 2, "code": "b"} -`)
+}
+
 // A row's key is what it was when it was written, whatever its columns, or others, have come to be called since, and
 // whatever the key is by now.
 func TestKeysThen(t *testing.T) {
