@@ -387,20 +387,13 @@ func (r *reader) describe(ctx context.Context, rel *wal.Relation) (now present, 
 	return now, isMixed, now.isSame(rel) && isKnown, nil
 }
 
-// mixedQuery takes no lock on partitions, which somebody else may have for long.
+// mixedQuery takes what has been dropped since for partitioned: it may have been.
 const mixedQuery = `
-	select sequin.bridge_relation($1, $2, $3, $4), exists (
-	  with recursive down(oid, kind) as (
-	    select c.oid, c.relkind from pg_catalog.pg_class c where c.oid = $2::bigint::oid and c.relkind = 'p'
-	    union all
-	    select c.oid, c.relkind
-	    from down d join pg_catalog.pg_inherits i on i.inhparent = d.oid join pg_catalog.pg_class c on c.oid = i.inhrelid
-	    where d.kind = 'p'
-	  )
-	  select from down d join pg_catalog.pg_class c on c.oid = d.oid where d.kind <> 'p' and c.relreplident <> 'f')`
+	select sequin.bridge_relation($1, $2, $3, $4),
+	  not exists (select from pg_catalog.pg_class c where c.oid = $2::bigint::oid and c.relkind <> 'p')`
 
-// keyColumns returns the columns that name a relation's rows, and whether it is partitioned and not every partition's old rows
-// are whole, and has what it looks like now put on record.
+// keyColumns returns the columns that name a relation's rows, and whether it may be partitioned, and has what it looks like now
+// put on record.
 func (r *reader) keyColumns(ctx context.Context, rel *wal.Relation) (key []string, isMixed bool, err error) {
 	if r.session.target == nil {
 		err = r.home.QueryRow(ctx, mixedQuery, r.sourceID, int64(rel.OID), rel.Schema, rel.Name).
@@ -412,9 +405,10 @@ func (r *reader) keyColumns(ctx context.Context, rel *wal.Relation) (key []strin
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return nil, false, err
 	}
+	isMixed = isMixed || err != nil
 	err = r.home.QueryRow(ctx, `select sequin.bridge_far_relation($1, $2, $3, $4, $5, $6, $7)`,
 		r.sourceID, int64(rel.OID), rel.Schema, rel.Name, key, columns, identity).Scan(&key)
-	return key, isMixed && identity != nil, err
+	return key, isMixed, err
 }
 
 func (r *reader) loadRoutes(ctx context.Context) error {

@@ -119,7 +119,7 @@ func (e *Encoder) Update(t *Table, m *wal.Update) error {
 		at := e.openJSON()
 		e.rows.buf = t.appendChanges(e.rows.buf, m, omittedOld)
 		e.closeField(at)
-		isKeyOnly := t.isKeyOnly(m.OldKind, m.Old)
+		isKeyOnly := t.isOldKeyOnly(m)
 		omittedOld = slices.DeleteFunc(omittedOld, func(i int) bool { return !t.changed(m, i, isKeyOnly) })
 	}
 	e.close(t, m.New, m.Old, omitted, omittedOld)

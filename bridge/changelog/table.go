@@ -31,8 +31,7 @@ type column struct {
 }
 
 // NewTable describes a relation, whose types are known as far as they are there. keyColumns are those that named its rows, as
-// far as is known: the relation's own say it wherever its replica identity does. isMixed: it is partitioned, and not every
-// partition's replica identity is full.
+// far as is known: the relation's own say it wherever its replica identity does. isMixed: it may be partitioned.
 func NewTable(types *Types, rel *wal.Relation, route int32, keyColumns []string, isMixed bool) *Table {
 	t := &Table{
 		Route: route, group: route, relation: rel, schema: []byte(rel.Schema), name: []byte(rel.Name),
@@ -183,8 +182,9 @@ func (t *Table) appendRecord(b []byte, tuple, old wal.Tuple, omitted []int) []by
 	return append(b, '}')
 }
 
-// isKeyOnly tells whether of an old row only the key was sent: the other columns come as null, and are not. Changes of a
-// partition come under the root's replica identity, and may have been made under another.
+// isKeyOnly tells whether of an old row, whose key was what it was sent for, only the key was sent: the other columns come as
+// null, and are not. Changes of a partition come under the root's replica identity, and may have been made under another, which
+// nothing says: a whole row that has nothing but its key counts as its key.
 func (t *Table) isKeyOnly(kind byte, old wal.Tuple) bool {
 	if kind == 'K' || !t.isMixed || len(t.key) == 0 {
 		return kind == 'K'
@@ -195,6 +195,12 @@ func (t *Table) isKeyOnly(kind byte, old wal.Tuple) bool {
 		}
 	}
 	return true
+}
+
+// isOldKeyOnly is isKeyOnly of an update. Its old key alone is sent only where that was changed, or is TOASTed.
+func (t *Table) isOldKeyOnly(u *wal.Update) bool {
+	return t.isKeyOnly(u.OldKind, u.Old) && (u.OldKind == 'K' || t.isKeyChanged(u) ||
+		slices.ContainsFunc(t.key, func(i int) bool { return u.New[i].Kind == wal.Unchanged }))
 }
 
 // appendOldKey appends the columns of an old key as a JSON object. None of them is ever null.
@@ -224,7 +230,7 @@ func (t *Table) changed(u *wal.Update, i int, isKeyOnly bool) bool {
 
 // appendChanges appends the old values of the columns that an update changed, as far as they were sent.
 func (t *Table) appendChanges(b []byte, u *wal.Update, omitted []int) []byte {
-	isKeyOnly := t.isKeyOnly(u.OldKind, u.Old)
+	isKeyOnly := t.isOldKeyOnly(u)
 	b = append(b, '{')
 	start := len(b)
 	for i := range t.columns {

@@ -211,22 +211,62 @@ func TestPartitionIdentities(t *testing.T) {
 		`delete p 2 {"id": 2} -`,
 		`delete p 102 {"a": "z", "b": "w", "id": 102} -`)
 
-	// Once each partition's is full, what is null in an old row was null.
+	// Where each partition's is full, what is null in an old row was null; but a row that has nothing but its key counts as its
+	// key where the whole of it may not have been sent.
 	before := messages(t, db, "p")
 	db.Exec(`alter table p1 replica identity full`)
-	db.Exec(`insert into p values (1), (101)`)
+	db.Exec(`insert into p (id, a) values (1, null), (101, null), (102, 'x')`)
 	db.Exec(`update p set a = 'z' where id = 1`)
-	db.Exec(`update p set id = 102, b = 'w' where id = 101`)
+	db.Exec(`update p set id = id + 2, b = 'w' where id > 100`)
 	db.Exec(`update p set a = null`)
-	db.Exec(`delete from p where id = 1`)
+	db.Exec(`delete from p where id in (1, 104)`)
 	awaitMessages(t, db, "p", append(before,
 		`insert p 1 {"a": null, "b": null, "id": 1} -`,
 		`insert p 101 {"a": null, "b": null, "id": 101} -`,
+		`insert p 102 {"a": "x", "b": null, "id": 102} -`,
 		`update p 1 {"a": "z", "b": null, "id": 1} {"a": null}`,
-		`update p 102 {"a": null, "b": "w", "id": 102} {"b": null, "id": 101}`,
+		`update p 103 {"a": null, "b": "w", "id": 103} {"id": 101}`,
+		`update p 104 {"a": "x", "b": "w", "id": 104} {"b": null, "id": 102}`,
 		`update p 1 {"a": null, "b": null, "id": 1} {"a": "z"}`,
-		`update p 102 {"a": null, "b": "w", "id": 102} {}`,
-		`delete p 1 {"a": null, "b": null, "id": 1} -`)...)
+		`update p 103 {"a": null, "b": "w", "id": 103} {}`,
+		`update p 104 {"a": null, "b": "w", "id": 104} {"a": "x"}`,
+		`delete p 1 {"id": 1} -`,
+		`delete p 104 {"a": null, "b": "w", "id": 104} -`)...)
+}
+
+// A partition's old rows are what its own replica identity was when they were written, whatever has become of it, and of the
+// partition, since.
+func TestPartitionIdentitiesThen(t *testing.T) {
+	t.Parallel()
+	for _, then := range []string{
+		`alter table p2 replica identity full`, `alter table p detach partition p2`, `drop table p`,
+	} {
+		t.Run(then, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			if db.Major() < 13 {
+				t.Skip("PostgreSQL 12 cannot publish a partitioned table")
+			}
+			db.Exec(`create table p (id int primary key, a text, b text) partition by range (id);
+				create table p1 partition of p for values from (0) to (100);
+				create table p2 partition of p for values from (100) to (200);
+				alter table p replica identity full;
+				alter table p1 replica identity full;
+				select sequin.create_stream('p', '{p}', mode => 'changes')`)
+			stop := pgtest.StartBridge(t, db.URL)
+			db.Exec(`insert into p values (101, 'x', 'y')`)
+			awaitLog(t, db, 1)
+			stop()
+			db.Exec(`update p set id = 102, b = 'w'`)
+			db.Exec(`delete from p`)
+			db.Exec(then)
+			pgtest.StartBridge(t, db.URL)
+			awaitMessages(t, db, "p",
+				`insert p 101 {"a": "x", "b": "y", "id": 101} -`,
+				`update p 102 {"a": "x", "b": "w", "id": 102} {"id": 101}`,
+				`delete p 102 {"id": 102} -`)
+		})
+	}
 }
 
 // A partition whose old rows come without its root's key is refused, and named where it comes later; the statement that is
