@@ -250,20 +250,40 @@ $$;
 comment on function sequin.bridge_error(int, text, text) is
 'For the bridge: why a source is not captured, and what to do; shown by health().';
 
--- The tables that are captured from a source: the route of each relation, and the columns that name its rows.
+-- The tables that are captured from a source: the route of each relation, the columns that name its rows, and those that did
+-- where the log ends, with all that it had there.
 create or replace function sequin.bridge_tables(source_id int)
-returns table (relation_oid bigint, route_id int, key_columns text[])
+returns table (relation_oid bigint, route_id int, key_columns text[], log_key_columns text[], log_column_names text[])
 language sql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select t.relation_oid::bigint, t.id, t.key_columns
+  select t.relation_oid::bigint, t.id, t.key_columns, k.key_columns, k.column_names
   from sequin.source_table t
+  left join sequin.source_key k on k.table_id = t.id and k.relation_oid = t.relation_oid
   where t.source_id = $1 and t.relation_oid is not null and sequin._is_captured(t.id)
 $$;
 comment on function sequin.bridge_tables(int) is
-'For the bridge: which relations of a source are captured, under which route, and by what key.';
+'For the bridge: which relations of a source are captured, under which route, by what key, and by what key where the log ends;
+that and its columns there are null where they are not known.';
+
+-- Takes note of what names a table's rows where the log ends, in the transaction that writes it so far.
+create or replace function sequin.bridge_key(route_id int, relation_oid bigint, key_columns text[], column_names text[])
+returns boolean
+language sql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  insert into sequin.source_key as k (table_id, relation_oid, key_columns, column_names)
+  select t.id, $2::oid, $3, $4 from sequin.source_table t where t.id = $1
+  on conflict (table_id) do update
+    set relation_oid = excluded.relation_oid, key_columns = excluded.key_columns, column_names = excluded.column_names
+    where (k.relation_oid, k.key_columns, k.column_names) is distinct from (excluded.relation_oid, excluded.key_columns, excluded.column_names)
+  returning true
+$$;
+comment on function sequin.bridge_key(int, bigint, text[], text[]) is
+'For the bridge, before bridge_commit: these columns name a table''s rows where the log ends then, and these are all it has.';
 
 -- A relation as the stream describes it now: keeps names and key up with renames and new primary keys. Local tables.
 create or replace function sequin.bridge_relation(source_id int, relation_oid bigint, schema_name text, table_name text)

@@ -341,11 +341,15 @@ func (r *reader) relation(ctx context.Context, rel *wal.Relation) error {
 	isLater := now.madeBy != nil && r.live.isLater(uint32(*now.madeBy), &r.begin)
 	name := func(key []string) { // what names its rows from here on
 		r.tables[rel.OID] = changelog.NewTable(r.types, rel, route, key, isMixed)
-		r.keys[rel.OID] = known{key, columns}
+		k := known{key, columns}
+		if !slices.Equal(last.key, key) || !slices.Equal(last.columns, columns) {
+			r.encoder.Describe(changelog.Key{Route: route, RelationOID: rel.OID, Key: key, Columns: columns})
+		}
+		r.keys[rel.OID], last = k, k
 	}
-	key := keyThen(rel, now, last, isLater)
+	key, next := keyThen(rel, now, last, isLater), keyThen(rel, now, last, false)
 	name(key)
-	if next := keyThen(rel, now, last, false); isLater && !slices.Equal(key, next) {
+	if isLater && !slices.Equal(key, next) {
 		r.log.Warn("the key of a table was altered after what is read now, as far as can be told: until then its rows have the key of before",
 			"table", rel.Schema+"."+rel.Name, "before", key, "after", next)
 		r.doubts[rel.OID] = doubt{uint32(*now.madeBy), func() { name(next) }}
@@ -412,7 +416,7 @@ func (r *reader) keyColumns(ctx context.Context, rel *wal.Relation) (key []strin
 }
 
 func (r *reader) loadRoutes(ctx context.Context) error {
-	rows, err := r.home.Query(ctx, `select relation_oid, route_id, key_columns from sequin.bridge_tables($1)`, r.sourceID)
+	rows, err := r.home.Query(ctx, `select relation_oid, route_id, key_columns, log_key_columns, log_column_names from sequin.bridge_tables($1)`, r.sourceID)
 	if err != nil {
 		return fmt.Errorf("read tables: %w", err)
 	}
@@ -422,12 +426,16 @@ func (r *reader) loadRoutes(ctx context.Context) error {
 		var oid int64
 		var route int32
 		var key []string
-		if err := rows.Scan(&oid, &route, &key); err != nil {
+		var last known
+		if err := rows.Scan(&oid, &route, &key, &last.key, &last.columns); err != nil {
 			return fmt.Errorf("read tables: %w", err)
 		}
 		r.routes[uint32(oid)] = route
 		if _, ok := r.keys[uint32(oid)]; !ok {
-			r.keys[uint32(oid)] = known{key: key}
+			if last.columns == nil {
+				last.key = key
+			}
+			r.keys[uint32(oid)] = last
 		}
 	}
 	if err := rows.Err(); err != nil {

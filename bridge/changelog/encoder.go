@@ -28,6 +28,7 @@ type Encoder struct {
 	seq      int64 // the last one given out
 	segment  int32
 
+	keys        []Key // see Describe; of transactions that left no trace, too
 	committedAt int64
 	metadata    []byte // of the open transaction: {"xid": …, "commit_lsn": …, without its end
 	scratch     []byte
@@ -65,6 +66,17 @@ func (e *Encoder) Place(draft *int32) {
 		e.rows.segment = *draft
 	}
 }
+
+// Key is what names a table's rows, beside all the columns that it has.
+type Key struct {
+	Route       int32
+	RelationOID uint32
+	Key         []string
+	Columns     []string
+}
+
+// Describe puts it on record, once the log has come so far, what names a table's rows.
+func (e *Encoder) Describe(k Key) { e.keys = append(e.keys, k) }
 
 // Begin opens a transaction. Its rows go to this segment of the log, or to the one that the last ones went to.
 func (e *Encoder) Begin(b *wal.Begin, segment int32) {

@@ -21,6 +21,7 @@ type chunk struct {
 	buf     []byte // 'd', length, rows
 	segment int32
 	counts  []routeCount
+	keys    []Key // that are another from here on
 
 	endLSN  pglogrepl.LSN // 0: the transaction goes on
 	lastSeq int64
@@ -113,6 +114,7 @@ func (q *Queue) Commit(e *Encoder, endLSN pglogrepl.LSN) {
 		return
 	}
 	c.endLSN, c.lastSeq = endLSN, e.seq
+	c.keys, e.keys = e.keys, nil
 	q.mu.Lock()
 	q.endLSN, q.last = endLSN, endLSN
 	if last := len(q.chunks) - 1; last >= 0 && q.chunks[last].segment == c.segment && len(q.chunks[last].buf)+len(c.buf) <= chunkSize {
@@ -122,6 +124,7 @@ func (q *Queue) Commit(e *Encoder, endLSN pglogrepl.LSN) {
 			q.chunks[last].counts = addCount(q.chunks[last].counts, n.route, n.count)
 		}
 		q.chunks[last].endLSN, q.chunks[last].lastSeq = c.endLSN, c.lastSeq
+		q.chunks[last].keys = append(q.chunks[last].keys, c.keys...)
 		q.bytes += len(c.buf)
 		q.mu.Unlock()
 		c.free()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -52,6 +53,7 @@ type Writer struct {
 	buf       []byte
 	spare     []byte // for a chunk to be sorted in
 	counts    []routeCount
+	keys      []Key
 	nextAt    time.Time // when the next batch may begin, where the last one had more than a few rows
 	flushedAt time.Time
 	unflushed pglogrepl.LSN // end of the last transaction, where its commit was not waited for; 0: it is on disk
@@ -112,7 +114,7 @@ var ErrCut = errors.New("the transaction was cut off")
 func (w *Writer) writeBatch(ctx context.Context, chunks []chunk) (rest []chunk, err error) {
 	beganAt := time.Now()
 	segment, isDraft := chunks[0].segment, false
-	w.counts = w.counts[:0]
+	w.counts, w.keys = w.counts[:0], w.keys[:0]
 	w.buf = appendCopy(w.buf[:0], "begin; ", segment)
 	queries, bytes := 2, 0
 	var last chunk
@@ -142,6 +144,7 @@ batch:
 			for _, n := range c.counts {
 				w.counts = addCount(w.counts, n.route, n.count)
 			}
+			w.keys = append(w.keys, c.keys...)
 			w.queue.drop(&c)
 			last = c
 			if last.endLSN > 0 && (isDraft || bytes >= maxBatchBytes || time.Since(beganAt) >= maxBatchTime) {
@@ -170,6 +173,9 @@ batch:
 	if isDraft {
 		w.buf = appendQuery(w.buf, fmt.Sprintf("select sequin.bridge_attach_draft(%d, %d)", w.sourceID, segment))
 		queries++
+	}
+	for _, k := range w.keys {
+		w.buf = appendExecute(w.buf, noteKey, strconv.Itoa(int(k.Route)), strconv.FormatUint(uint64(k.RelationOID), 10), array(k.Key), array(k.Columns))
 	}
 	isFlush := time.Since(w.flushedAt) >= flushEvery
 	w.buf = w.appendCommit(w.buf, last, isFlush)
@@ -203,6 +209,7 @@ batch:
 const (
 	commitBatch   = "commit_batch"
 	commitHorizon = "commit_horizon"
+	noteKey       = "note_key"
 	commit        = "commit"
 	ring          = "ring"
 )
@@ -214,6 +221,7 @@ func (w *Writer) prepare(ctx context.Context) error {
 		{Name: commitBatch, Query: `select sequin.bridge_commit($1, $2, $3, $4, $5, $6), sequin.bridge_hold_bell($1, $2 + 1),
 			pg_catalog.set_config('synchronous_commit', $7, true)`},
 		{Name: commitHorizon, Query: `select sequin.bridge_horizon($1, $2, $3), sequin.bridge_hold_bell($1, $2 + 1)`},
+		{Name: noteKey, Query: `select sequin.bridge_key($1, $2, $3, $4)`},
 		{Name: commit, Query: `commit`},
 		{Name: ring, Query: `select sequin.bridge_ring($1, $2)`},
 	} {
@@ -254,6 +262,15 @@ func (w *Writer) appendStep(b []byte, statement string, arguments ...string) []b
 	b = appendExecute(b, ring, step...)
 	b, _ = (&pgproto3.Sync{}).Encode(b)
 	return b
+}
+
+// array returns an array of text as the server reads it.
+func array(values []string) string {
+	var quoted []string
+	for _, v := range values {
+		quoted = append(quoted, `"`+strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(v)+`"`)
+	}
+	return "{" + strings.Join(quoted, ",") + "}"
 }
 
 // appendExecute appends what executes a prepared statement, with arguments as text.

@@ -605,6 +605,37 @@ func TestKeysThen(t *testing.T) {
 	}
 }
 
+// A bridge that is started again knows the key as it was where the log ends, whatever another stream has been made by since.
+func TestKeyOnRecord(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ name, make, then, first, second string }{
+		{
+			"another key", `create table t (id int primary key, code int); alter table t replica identity full`,
+			`alter table t drop constraint t_pkey, add primary key (code)`, `insert t 1 {"id": 1, "code": 100} -`, `insert t 2 {"id": 2, "code": 200} -`,
+		},
+		{
+			"another name beside a dropped one", `create table t (gone int default 0, id int, code int, primary key (code, id))`,
+			`alter table t drop gone, add a int, add b int; alter table t rename code to number`,
+			`insert t 100,1 {"id": 1, "code": 100, "gone": 0} -`, `insert t 200,2 {"id": 2, "code": 200, "gone": 0} -`,
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			db.Exec(test.make + `; select sequin.create_stream('t', '{t}', mode => 'changes')`)
+			stop := pgtest.StartBridge(t, db.URL)
+			db.Exec(`insert into t (id, code) values (1, 100)`)
+			awaitMessages(t, db, "t", test.first)
+			stop()
+			db.Exec(`insert into t (id, code) values (2, 200)`)
+			db.Exec(test.then)
+			db.Exec(`select sequin.create_stream('again', '{t}')`)
+			pgtest.StartBridge(t, db.URL)
+			awaitMessages(t, db, "t", test.first, test.second)
+		})
+	}
+}
+
 // Generated columns: from 18 on the stored ones are there, and never is an update of the user's made to fail.
 func TestGeneratedColumns(t *testing.T) {
 	t.Parallel()
