@@ -201,6 +201,10 @@ func (c *Capture) capture(ctx context.Context) error {
 	if isSlotInUse(err) {
 		return fmt.Errorf("%w: %w", errSlotInUse, err)
 	}
+	if ctx.Err() == nil && errors.Is(err, errRenamed) {
+		c.log.Info("the server is asked anew", "reason", err)
+		return nil
+	}
 	if ctx.Err() == nil {
 		c.failedAt(&s.reader, err)
 		if s.isUnreadable(err) {
@@ -268,7 +272,8 @@ func (s *session) watch(ctx context.Context) error {
 		cancel()
 		if err == nil || isTime && !s.watcher.IsClosed() {
 			ask, cancel := context.WithTimeout(ctx, s.answerWithin())
-			err = errors.Join(s.checkPublication(ask, s.watcher), s.checkStandbys(ask, s.watcher), s.live.takeMark(ask, s.watcher))
+			err = errors.Join(s.checkPublication(ask, s.watcher), s.checkStandbys(ask, s.watcher), s.live.takeMark(ask, s.watcher),
+				s.live.checkNames(ask, s.watcher))
 			cancel()
 		}
 		switch {

@@ -30,6 +30,9 @@ type Live struct {
 	recent []transaction // the last ones that were read, in a ring
 	next   int
 	marks  []mark // in order: see isLater
+
+	names   map[uint32]string  // of relations, as the stream has them
+	renamed map[uint32]renamed // of those that the catalog has another name for
 }
 
 // cut is where the log goes on in another segment.

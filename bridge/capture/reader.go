@@ -337,6 +337,7 @@ func (r *reader) relation(ctx context.Context, rel *wal.Relation) error {
 			return err
 		}
 	}
+	r.live.sent(rel.OID, rel.Schema+"."+rel.Name)
 	last, columns := r.keys[rel.OID], columnNames(rel)
 	isLater := now.madeBy != nil && r.live.isLater(uint32(*now.madeBy), &r.begin)
 	name := func(key []string) { // what names its rows from here on

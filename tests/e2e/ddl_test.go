@@ -269,6 +269,41 @@ func TestPartitionIdentitiesThen(t *testing.T) {
 	}
 }
 
+// A partitioned table that is renamed, or goes to another schema, comes under its new name before long, and loses nothing.
+func TestPartitionedRenamed(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	if db.Major() < 13 {
+		t.Skip("PostgreSQL 12 cannot publish a partitioned table")
+	}
+	// The server is looked at so much more often.
+	db.Exec(fmt.Sprintf(`alter database %s set wal_sender_timeout = '2s'`, db.Name))
+	db.Exec(`create table p (id int primary key) partition by range (id); create table p1 partition of p for values from (0) to (10000);
+		create schema other; select sequin.create_stream('p', '{p}', mode => 'changes')`)
+	pgtest.StartBridge(t, db.URL)
+	made := 0
+	awaitName := func(name string) {
+		t.Helper()
+		pgtest.Eventually(t, 30*time.Second, func() error {
+			made++
+			db.Exec(fmt.Sprintf(`insert into %s values (%d)`, name, made))
+			if got := pgtest.Column[string](db, `select table_schema || '.' || table_name from sequin.log order by seq desc limit 1`); len(got) != 1 || got[0] != name {
+				return fmt.Errorf("the last change is of %q, want %s", got, name)
+			}
+			return nil
+		})
+	}
+	awaitName("public.p")
+	db.Exec(`alter table p rename to q`)
+	awaitName("public.q")
+	db.Exec(`alter table q set schema other`)
+	awaitName("other.q")
+	awaitLog(t, db, made)
+	if got := pgtest.Value[int](db, `select count(distinct record_pk)::int from sequin.log`); got != made {
+		t.Errorf("the log has %d rows, want %d", got, made)
+	}
+}
+
 // A partition whose old rows come without its root's key is refused, and named where it comes later; the statement that is
 // named with it mends it. Until then an update of its rows is no end of them.
 func TestPartitionKeys(t *testing.T) {
