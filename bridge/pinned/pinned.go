@@ -52,11 +52,10 @@ func Print(params map[string]string) {
 // Settings pins those that not every version has, and has the server notice within minutes that a bridge has vanished: what
 // that has left open would hold on to what it has locked.
 const Settings = `
-	select pg_catalog.set_config(s.name, w.value, false)
-	from pg_catalog.pg_settings s
-	join (values ('idle_session_timeout', '0'), ('transaction_timeout', '0'),
+	select pg_catalog.set_config(w.name, w.value, false)
+	from (values ('idle_session_timeout', '0'), ('transaction_timeout', '0'),
 	             ('tcp_keepalives_idle', '60'), ('tcp_keepalives_interval', '10'), ('tcp_keepalives_count', '6')) w(name, value)
-	  on s.name = w.name`
+	where pg_catalog.current_setting(w.name, true) is not null`
 
 // Connect opens a connection for SQL.
 func Connect(ctx context.Context, databaseURL, applicationName, encoding string) (*pgx.Conn, error) {

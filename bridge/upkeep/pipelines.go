@@ -91,7 +91,7 @@ func (p *pipelines) run(ctx context.Context) {
 		config.ConnConfig.RuntimeParams["statement_timeout"] = pool.timeout
 		// Nothing is confirmed on the strength of it: what a crash takes is written again, with how far it had got.
 		config.ConnConfig.RuntimeParams["synchronous_commit"] = "off"
-		config.AfterRelease = reset
+		config.AfterRelease = func(conn *pgx.Conn) bool { return reset(conn, config.AfterConnect) }
 		opened, err := pgxpool.NewWithConfig(ctx, config)
 		if err != nil {
 			p.warn(ctx, "open pool", err)
@@ -105,12 +105,13 @@ func (p *pipelines) run(ctx context.Context) {
 	parts.Wait()
 }
 
-// reset takes from a session what a table's triggers have left in it, which would be the next pipeline's. Prepared statements stay.
-func reset(conn *pgx.Conn) bool {
+// reset takes from a session what a table's triggers have left in it, which would be the next pipeline's, and settles it as when
+// it was opened. Prepared statements stay.
+func reset(conn *pgx.Conn, settle func(context.Context, *pgx.Conn) error) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), resetTime)
 	defer cancel()
 	_, err := conn.Exec(ctx, `reset all; unlisten *; discard temp; select pg_catalog.pg_advisory_unlock_all()`)
-	return err == nil
+	return err == nil && settle(ctx, conn) == nil
 }
 
 // look starts and stops pipelines as there are, and wakes those that have something to write.
