@@ -58,6 +58,7 @@ func TestFilterFails(t *testing.T) {
 	awaitEvents(db, "prices", `insert 1 {"id": 1, "parts": 2, "price": 100} -`)
 	db.Exec(`insert into item values (3, 100, 0), (4, 100, 5)`)
 	hint := awaitError(db, "each", "22023", "division by zero")
+	awaitCount(db, "everything", 4)
 	seq := pgtest.Value[int64](db, `select seq from everything where record_pk = '3'`)
 	if got := pgtest.Value[string](db, `select error from sequin.pipeline_status where name = 'each'`); !strings.Contains(got, fmt.Sprintf("change %d", seq)) {
 		t.Errorf("it says %s, of change %d", got, seq)

@@ -26,10 +26,16 @@ func TestRetention(t *testing.T) {
 		db.Exec(`insert into item values ($1)`, last)
 		oldest := pgtest.Value[int](db, `select coalesce(min(record_pk::int), 1) from brief`)
 		dropped = oldest - 1
-		if n := pgtest.Value[int](db, `select count(*) from for_good g
-			where g.committed_at > now() - interval '7 seconds' and g.seq <= (select last_seq from sequin.pipeline_status where name = 'brief')
-			  and not exists (select from brief b where b.seq = g.seq)`); n > 0 {
-			t.Fatalf("%d events within the retention are gone", n)
+		missing := func() int {
+			return pgtest.Value[int](db, `select count(*) from for_good g
+				where g.committed_at > now() - interval '7 seconds' and g.seq <= (select last_seq from sequin.pipeline_status where name = 'brief')
+				  and not exists (select from brief b where b.seq = g.seq)`)
+		}
+		// A partition that is made after a query was planned, and before it runs, is not in it: asked again, it is.
+		if missing() > 0 {
+			if n := missing(); n > 0 {
+				t.Fatalf("%d events within the retention are gone", n)
+			}
 		}
 		if dropped < 10 {
 			return fmt.Errorf("%d events are dropped", dropped)
