@@ -172,11 +172,9 @@ begin
 
   for v_holder in
     select a.pid, clock_timestamp() - a.xact_start as age
-    from pg_locks k
-    join pg_stat_activity a on a.pid = k.pid
-    where k.locktype = 'relation' and k.relation = 'sequin.log'::regclass and k.granted and k.pid <> pg_backend_pid()
-      and k.database = (select d.oid from pg_database d where d.datname = current_database())
-      and a.xact_start < clock_timestamp() - interval '1 minute'
+    from sequin._log_holders() h
+    join pg_stat_activity a on a.pid = h.pid
+    where a.xact_start < clock_timestamp() - interval '1 minute'
       and exists (select from sequin.log_segment g where g.closed_at < clock_timestamp() - v_setting.keep - interval '1 minute')
     order by a.xact_start
     limit 3

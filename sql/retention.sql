@@ -275,6 +275,19 @@ comment on function sequin.bridge_retain(int, interval) is
 'For the bridge, every few seconds: drops the oldest segment of the log, if it may go. Returns its id, or null. 55P03 where
 somebody has the log locked for longer than patience.';
 
+-- Who has the log locked, so that no segment of it can be dropped.
+create or replace function sequin._log_holders()
+returns table (pid int, virtualtransaction text)
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select k.pid, k.virtualtransaction
+  from pg_locks k
+  where k.locktype = 'relation' and k.relation = 'sequin.log'::regclass and k.granted and k.pid <> pg_backend_pid()
+    and k.database = (select d.oid from pg_database d where d.datname = current_database())
+$$;
+
 create or replace function sequin.bridge_log_holders()
 returns text[]
 language plpgsql
@@ -283,10 +296,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return array(
-    select k.virtualtransaction from pg_locks k
-    where k.locktype = 'relation' and k.relation = 'sequin.log'::regclass and k.granted and k.pid <> pg_backend_pid()
-      and k.database = (select d.oid from pg_database d where d.datname = current_database()));
+  return array(select h.virtualtransaction from sequin._log_holders() h);
 end $$;
 comment on function sequin.bridge_log_holders() is
 'For the bridge: the transactions that have the log locked, so that no segment of it can be dropped.';

@@ -19,9 +19,6 @@ func (f *fixture) endSegment() {
 		update sequin.setting set keep = '0';
 		update sequin.log_segment set closed_at = now() - interval '1 hour' where id = 0`)
 	f.lastSeq = 1 << 32
-	f.write(inserts(1000)...)
-	f.drain()
-	f.tend()
 }
 
 // Who waits keeps nobody from dropping a segment of the log.
@@ -36,6 +33,9 @@ func TestWaitingHoldsNoLog(t *testing.T) {
 			f.write(inserts(1, 2, 3)...)
 			f.drain()
 			f.endSegment()
+			f.write(inserts(1000)...)
+			f.drain()
+			f.tend()
 			ctx, cancel := context.WithCancel(t.Context())
 			conn := f.Connect()
 			ended := make(chan error, 1)
@@ -69,10 +69,7 @@ func TestBackingOffHoldsNoLog(t *testing.T) {
 	f.call("nack", ids(f.receive(`'c', 10`)), 1, `'1 hour'`)
 	f.write(inserts(2, 3)...)
 	f.call("ack", ids(f.receive(`'c', 10`)), 2)
-	f.Exec(`select sequin._open_segment(1);
-		update sequin.setting set keep = '0';
-		update sequin.log_segment set closed_at = now() - interval '1 hour' where id = 0`)
-	f.lastSeq = 1 << 32
+	f.endSegment()
 	f.write(inserts(4)...)
 	f.call("ack", ids(f.receive(`'c', 10`)), 1)
 	f.tend()

@@ -208,8 +208,7 @@ func TestRewindHoldsLog(t *testing.T) {
 	f.consumer("c")
 	all := f.write(inserts(1, 2, 3)...)
 	f.drain()
-	f.Exec(`select sequin._open_segment(1); update sequin.setting set keep = '0'; update sequin.log_segment set closed_at = now() - interval '1 hour' where id = 0`)
-	f.lastSeq = 1 << 32
+	f.endSegment()
 	next := f.write(inserts(4)...)
 	f.drain()
 	tx := f.begin("")
